@@ -1,0 +1,57 @@
+# make demo, test and lint need python3, make and a C++ compiler; they install the rest into .venv.
+
+PYTHON ?= python3
+OUT ?= gpu-check
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+TOOLS := $(VENV)/.tools
+BUILT := $(VENV)/.built
+SOURCES := setup.py pyproject.toml tools/native_build.py ssp_fused/_version.py \
+	$(shell find csrc -type f)
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint format gpu-check check-oldest-torch clean
+
+demo: $(BUILT)
+	$(VENV)/bin/python -m ssp_fused.demo
+
+test: $(BUILT)
+	$(VENV)/bin/python -m pytest tests
+
+lint: $(TOOLS)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/bin/python tools/check_text.py
+
+format: $(TOOLS)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+# Installs nothing: with the torch, nvcc and pytest of $(PYTHON).
+gpu-check:
+	$(PYTHON) tools/gpu_check.py --out $(OUT)
+
+# TORCH_WHEEL names a wheel of the oldest torch; without it, pip downloads one.
+check-oldest-torch: $(TOOLS)
+	PYTHON=$(VENV)/bin/python tools/check_oldest_torch.sh $(TORCH_WHEEL)
+
+clean:
+	rm -rf build dist *.egg-info .cache .pytest_cache .ruff_cache
+	rm -rf ssp_fused/_lib ssp_fused/_C.* ssp_fused/_build_info.json $(BUILT)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# The build needs these, and so does everything that checks the sources.
+$(TOOLS): constraints.txt | $(VENV)/bin/python
+	$(INSTALL) setuptools wheel ninja pybind11 ruff clang-format
+	touch $@
+
+$(BUILT): $(TOOLS) $(SOURCES)
+	$(INSTALL) torch
+	$(INSTALL) --no-build-isolation --editable '.[plot,dev]'
+	touch $@

@@ -1,0 +1,70 @@
+"""What every backend is: a name, its ops, and its reasons."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Backend(ABC):
+    """One implementation of the ops.
+
+    Attributes:
+        name: What ``use_backend`` calls it.
+        ops: Has each op as an attribute, with the signature of ``_ops.SCHEMAS``.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def ops(self) -> Any:
+        """The namespace of the ops."""
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """None if this backend is usable on this machine, else the reason why it is not."""
+
+    @abstractmethod
+    def refusal(self, ops: Sequence[str], tensors: Sequence[Tensor]) -> str | None:
+        """None if this backend can serve a call of ``ops`` on ``tensors``, else the reason."""
+
+
+class CompiledBackend(Backend):
+    """Ops of a compiled library, registered with the dispatcher for one device type."""
+
+    def __init__(self, name: str, library: str, device: str) -> None:
+        self.name = name
+        self._library = library
+        self._device = device
+        self._missing: dict[str, bool] = {}
+
+    @property
+    def ops(self) -> Any:
+        return torch.ops.ssp_fused
+
+    def unavailable(self) -> str | None:
+        from .. import _extension
+
+        return _extension.load(self._library)
+
+    def refusal(self, ops: Sequence[str], tensors: Sequence[Tensor]) -> str | None:
+        for tensor in tensors:
+            if tensor.device.type != self._device:
+                return f"it serves {self._device} tensors, got one on {tensor.device}"
+        reason = self.unavailable()
+        if reason is not None:
+            return reason
+        missing = [op for op in ops if self._lacks(op)]
+        return f"it has no {', '.join(missing)}" if missing else None
+
+    def _lacks(self, op: str) -> bool:
+        if op not in self._missing:
+            key = self._device.upper()
+            registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"ssp_fused::{op}", key)
+            self._missing[op] = not registered
+        return self._missing[op]

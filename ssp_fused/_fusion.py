@@ -1,0 +1,145 @@
+"""Submodules of a block: fused where they are what the block built, called as the modules they are where not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from . import functional
+from ._checks import activation_index
+from ._ops import MAX_TERMS
+from .reference import torch_activation
+
+_log = logging.getLogger("ssp_fused")
+_said: set[str] = set()
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_NORMS = (*_BATCH_NORMS, nn.GroupNorm)
+
+
+def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:
+    """Whether calling the fused op is the same as calling the module.
+
+    Parametrized weights are fine: they are read through the attribute.
+    """
+    kind = parametrize.type_before_parametrizations(module)
+    if kind not in types:
+        reason = f"it is none of {', '.join(t.__name__ for t in types)}"
+    elif "forward" in vars(module):
+        reason = "its forward was replaced"
+    elif any(getattr(module, hooks) for hooks in _HOOKS):
+        reason = "it has hooks"
+    else:
+        return True
+    message = f"a {kind.__name__} in a block is called as it is, unfused: {reason}"
+    if not torch.compiler.is_compiling() and message not in _said:
+        _said.add(message)
+        _log.warning(message)
+    return False
+
+
+def convolve(conv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``conv(z)`` without its bias, and the bias to be added by the next op (None if there is none left to add)."""
+    if not _fusable(conv, nn.Conv2d):
+        return conv(z), None
+    return conv._conv_forward(z, conv.weight, None), conv.bias
+
+
+def combine(
+    terms: Sequence[Tensor],
+    coefficients: functional.Coefficients,
+    channel_bias: Tensor | None = None,
+) -> Tensor:
+    """``functional.stage_combine`` for any number of terms."""
+    terms, coefficients = _at_most(MAX_TERMS, terms, coefficients)
+    return functional.stage_combine(terms, coefficients, channel_bias=channel_bias)
+
+
+def _at_most(
+    limit: int, terms: Sequence[Tensor], coefficients: functional.Coefficients
+) -> tuple[Sequence[Tensor], functional.Coefficients]:
+    """The leading terms of a long tableau row summed up beforehand."""
+    while len(terms) > limit:
+        partial = functional.stage_combine(terms[:limit], coefficients[:limit])
+        terms, coefficients = [partial, *terms[limit:]], [1.0, *coefficients[limit:]]
+    return terms, coefficients
+
+
+def norm_act(
+    norm: nn.Module,
+    activation: str,
+    terms: Sequence[Tensor],
+    coefficients: functional.Coefficients | None = None,
+    channel_bias: Tensor | None = None,
+    *,
+    updates: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The stage u and ``act(norm(u))``.
+
+    Without coefficients the single term is the stage itself, and is returned as it is; a channel bias is then seen
+    by the normalization alone.
+
+    Args:
+        norm: The normalization module.
+        activation: The activation's name.
+        terms: The stage's operands.
+        coefficients: One a term, or None.
+        channel_bias: ``[C]``, added to the stage.
+        updates: How often the running statistics take this batch in.
+    """
+    write_u = coefficients is not None
+    if coefficients is None:
+        coefficients = (1.0,)
+    if not _fusable(norm, *_NORMS):
+        plain = not write_u and channel_bias is None
+        u = terms[0] if plain else combine(terms, coefficients, channel_bias)
+        for _ in range(updates):
+            y = norm(u)
+        return u if write_u else terms[0], torch_activation(y, activation_index(activation))
+    terms, coefficients = _at_most(MAX_TERMS, terms, coefficients)
+    stage: dict[str, Any] = {
+        "channel_bias": channel_bias,
+        "eps": norm.eps,
+        "activation": activation,
+        "write_u": write_u,
+    }
+    if isinstance(norm, nn.GroupNorm):
+        u, z = functional.group_norm_act(
+            terms, coefficients, norm.num_groups, norm.weight, norm.bias, **stage
+        )
+    else:
+        tracked = norm.running_mean is not None
+        training = norm.training or not tracked
+        moving = norm.training and norm.track_running_stats
+        u, z = functional.batch_norm_act(
+            terms,
+            coefficients,
+            norm.weight,
+            norm.bias,
+            norm.running_mean if moving or not training else None,
+            norm.running_var if moving or not training else None,
+            training=training,
+            momentum=norm.momentum,
+            process_group=_process_group(norm),
+            num_batches_tracked=norm.num_batches_tracked if moving else None,
+            updates=updates,
+            **stage,
+        )
+    return (u if write_u else terms[0]), z
+
+
+def _process_group(norm: nn.Module) -> Any:
+    """The group over which a SyncBatchNorm's batch is spread, None where this process holds all of it."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group if norm.process_group is not None else dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

@@ -1,0 +1,82 @@
+"""Memory layouts of activations ``[N, C, *spatial]``, and the dtypes that follow from a tensor's own.
+
+Two layouts are dense paths of every kernel: *planes* (contiguous: one plane of ``spatial`` elements per
+sample and channel) and *rows* (channels last: one row of ``C`` elements per sample and position). Any other
+strides are made dense, once, before a kernel sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def is_rows(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is dense with the channels innermost, and not contiguous as well."""
+    return (
+        tensor.dim() > 2
+        and not tensor.is_contiguous()
+        and tensor.movedim(1, -1).is_contiguous()
+    )
+
+
+def common_rows(tensors: Sequence[Tensor]) -> bool:
+    """The layout an op writes: rows if any operand is in rows, else planes."""
+    return any(is_rows(t) for t in tensors)
+
+
+def dense_strides(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
+    """Strides of a dense tensor of ``shape`` in the given layout."""
+    order = list(range(len(shape)))
+    if rows:
+        order = [0, *order[2:], 1]
+    strides = [0] * len(shape)
+    step = 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return tuple(strides)
+
+
+def empty(like: Tensor, rows: bool, dtype: torch.dtype) -> Tensor:
+    """An uninitialized dense tensor of ``like``'s shape and device."""
+    return torch.empty_strided(
+        like.shape, dense_strides(like.shape, rows), dtype=dtype, device=like.device
+    )
+
+
+def dense(tensor: Tensor, rows: bool) -> Tensor:
+    """``tensor`` itself where it is dense in the given layout, else a dense copy."""
+    if not rows:
+        return tensor.contiguous()
+    if tensor.movedim(1, -1).is_contiguous():
+        return tensor
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics and of all arithmetic on tensors of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def stage_dtype(terms: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of a stage: its terms' common one."""
+    dtype = terms[0].dtype
+    for term in terms[1:]:
+        dtype = torch.promote_types(dtype, term.dtype)
+    return dtype
+
+
+def mask_shape(shape: Sequence[int], rows: bool) -> tuple[int, ...]:
+    """Shape of the 1-bit activation mask (uint8) of an activation of ``shape``.
+
+    Planes: ``[N, C, ceil(S / 8)]``; rows: ``[N * S, ceil(C / 8)]``; ``S`` is the product of the spatial sizes.
+    Bit ``j % 8`` (least significant first) of byte ``j // 8`` belongs to element ``j`` of the plane or row,
+    so that no byte is shared by two planes or rows.
+    """
+    n, c, spatial = shape[0], shape[1], 1
+    for size in shape[2:]:
+        spatial *= size
+    return (n * spatial, (c + 7) // 8) if rows else (n, c, (spatial + 7) // 8)

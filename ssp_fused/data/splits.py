@@ -1,0 +1,133 @@
+"""Sets of images in memory, their batches, and fixed stratified splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and labels in memory.
+
+    Attributes:
+        images: `[N, C, H, W]`, uint8 with values 0 to `scale`.
+        labels: `[N]`, int64.
+        scale: the byte that stands for 1.0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set on `device`; batches are then cut there, with no copies in between."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def take(self, count: int) -> ImageSet:
+        """The first `count` images (all, if there are fewer)."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def select(self, indices: Sequence[int]) -> ImageSet:
+        """The images with these indices, in their order."""
+        index = torch.tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def batches(
+        self, batch_size: int, *, shuffle_seed: int | None = None, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of float32 images in [0, 1] and labels, on the device of the set.
+
+        Args:
+            batch_size: images per batch.
+            shuffle_seed: seed of the order, the same on every device; None keeps the stored order.
+            drop_last: leave out a last batch that is smaller (unless it is the only one).
+
+        Yields:
+            x `[B, C, H, W]` float32 in [0, 1], y `[B]` int64.
+        """
+        total = len(self)
+        order = None
+        if shuffle_seed is not None:
+            generator = torch.Generator().manual_seed(shuffle_seed)
+            order = torch.randperm(total, generator=generator).to(self.labels.device)
+        for start in range(0, self.batch_count(batch_size, drop_last) * batch_size, batch_size):
+            chosen = slice(start, start + batch_size)
+            if order is not None:
+                chosen = order[chosen]
+            yield self.images[chosen].float().div_(self.scale), self.labels[chosen]
+
+    def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
+        """How many batches `batches` yields."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        full, rest = divmod(len(self), batch_size)
+        return full + (rest > 0 and not (drop_last and full > 0))
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """A data set: training, validation and test sets and what a network must know about them.
+
+    Attributes:
+        name: the name in the registry.
+        train, val, test: disjoint sets.
+        num_classes: labels are 0 to num_classes - 1.
+        mean, std: per channel, of the training images in [0, 1].
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return tuple(self.train.images.shape[1:])
+
+
+def stratified_split(
+    labels: Sequence[int], fractions: Sequence[float], key: str
+) -> list[list[int]]:
+    """Split sample indices into parts that hold every class in the same proportion.
+
+    Samples are ordered by a hash of their index, not by a random generator: the split then stays
+    the same with every version of every library, and results on it stay comparable.
+
+    Args:
+        labels: class of each sample.
+        fractions: share of each part but the first, which takes the rest.
+        key: names the split; another key gives another one.
+
+    Returns:
+        One list of indices per part, in hashed (so mixed) order.
+    """
+    digests = [hashlib.sha256(f"{key}:{index}".encode()).digest() for index in range(len(labels))]
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index in sorted(range(len(labels)), key=digests.__getitem__):
+        by_class[labels[index]].append(index)
+    part_of = {}
+    for members in by_class.values():
+        start = 0
+        for part, fraction in enumerate(fractions, start=1):
+            stop = start + round(fraction * len(members))
+            part_of.update(dict.fromkeys(members[start:stop], part))
+            start = stop
+    parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
+    # Another order than the one that filled the parts: in that one, the first samples left over
+    # would all be of the classes whose share was full first.
+    for index in sorted(range(len(labels)), key=lambda i: digests[i][::-1]):
+        parts[part_of.get(index, 0)].append(index)
+    return parts

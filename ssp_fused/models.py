@@ -1,0 +1,468 @@
+"""Networks built from SSP blocks: the published CIFAR, MNIST and Tiny ImageNet layouts, and wide ones.
+
+All take images in [0, 1] and normalize inside, so that an attack's epsilon and bounds are in
+pixel units. Source: Kim et al., "Robust Neural Networks Inspired by Strong Stability Preserving
+Runge-Kutta Methods", ECCV 2020; the wide layout: Zagoruyko and Komodakis, "Wide Residual
+Networks", BMVC 2016.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import schemes
+from .nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack, make_norm
+
+ADAPTIVE = "adaptive"
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
+
+Scheme = str | Sequence[str]
+
+
+# The published names of the networks, as the scheme of all groups. The network of "ark" is one
+# scheme per group (see `resolve_scheme`).
+PUBLISHED_SCHEMES = {
+    "res": "euler",
+    "midrk2": "sspnet-midrk2",
+    "ssp2": "ssp22",
+    "ssp3": "ssp33",
+    "ark": ADAPTIVE,
+}
+_PUBLISHED_ARK = {
+    1: (ADAPTIVE,),
+    3: (ADAPTIVE, "euler", "ssp22"),
+    4: (ADAPTIVE, "euler", "ssp22", "ssp22"),
+}
+
+
+class Normalize(nn.Module):
+    """Per-channel (x - mean) / std of images `[N, C, H, W]` in [0, 1].
+
+    The constants belong to the data, not to what was learned: the buffers follow the module's
+    device and dtype but stay out of its state_dict.
+
+    Args:
+        mean: one number per channel, in pixel units of [0, 1].
+        std: one positive number per channel, same units.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std):
+            raise ValueError(
+                f"mean and std must have one entry per channel, got {len(mean)} and {len(std)}"
+            )
+        if not all(value > 0 for value in std):
+            raise ValueError(f"std must be positive, got {tuple(std)}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def group_schemes(scheme: Scheme, groups: int) -> tuple[str, ...]:
+    """The scheme of each group of blocks.
+
+    Args:
+        scheme: one name for all groups, or a sequence with one name per group; names are those of
+            `schemes.names()` and "adaptive".
+        groups: number of groups in the network.
+
+    Raises:
+        ValueError: a name is unknown, or the sequence has another length than `groups`.
+    """
+    chosen = (scheme,) * groups if isinstance(scheme, str) else tuple(scheme)
+    if len(chosen) != groups:
+        raise ValueError(
+            f"scheme must be one name or {groups} names, one per group, got {len(chosen)}: {chosen}"
+        )
+    known = (*schemes.names(), ADAPTIVE)
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"unknown scheme {name!r}; known: {', '.join(known)}")
+    return chosen
+
+
+def resolve_scheme(name: str, groups: int) -> tuple[str, ...]:
+    """The scheme of each group for a network's published name or its schemes' own names.
+
+    Args:
+        name: a published name ("res", "midrk2", "ssp2", "ssp3", "ark"), a name `group_schemes`
+            takes, or several of the latter, comma-separated, one per group.
+        groups: number of groups in the network.
+
+    Raises:
+        ValueError: a name is unknown, or there are not `groups` of them.
+    """
+    if name == "ark" and groups in _PUBLISHED_ARK:
+        return _PUBLISHED_ARK[groups]
+    if name in PUBLISHED_SCHEMES:
+        return group_schemes(PUBLISHED_SCHEMES[name], groups)
+    if "," in name:
+        return group_schemes([part.strip() for part in name.split(",")], groups)
+    known = (*PUBLISHED_SCHEMES, *schemes.names(), ADAPTIVE)
+    if name not in known:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
+    return group_schemes(name, groups)
+
+
+def _check(norm: str, **counts: int) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _normalize(
+    in_channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    defaults: dict[int, tuple[Sequence[float], Sequence[float]]],
+) -> Normalize:
+    default_mean, default_std = defaults.get(in_channels, ((0.5,) * in_channels,) * 2)
+    mean = default_mean if mean is None else mean
+    std = default_std if std is None else std
+    if len(mean) != in_channels:
+        raise ValueError(f"mean must have in_channels = {in_channels} entries, got {len(mean)}")
+    return Normalize(mean, std)
+
+
+def _group(scheme: str, blocks: int, channels: int, norm: str, num_groups: int | None) -> SSPStack:
+    if scheme == ADAPTIVE:
+        made = [AdaptiveSSPBlock(channels, norm=norm, num_groups=num_groups) for _ in range(blocks)]
+    else:
+        made = [SSPBlock(channels, scheme, norm=norm, num_groups=num_groups) for _ in range(blocks)]
+    return SSPStack(*made)
+
+
+def _published_init(model: nn.Module, blocks: int) -> None:
+    """The published initialization: branch weights shrink with the number of blocks per group."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5) * blocks)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class SSPNet(nn.Module):
+    """The CIFAR / Tiny ImageNet layout: `conv, block1, sub1, block2, ..., avg, fc`.
+
+    A 3x3 convolution, groups of SSP blocks whose width doubles from one to the next through a
+    subsampling residual block, global average pooling and a linear layer; no norm at the head.
+
+    Maps images `[N, in_channels, H, W]` in [0, 1] to logits `[N, num_classes]`. Built by
+    `sspnet_cifar` and `sspnet_tiny_imagenet`, which document the arguments.
+    """
+
+    def __init__(
+        self,
+        scheme: Sequence[str],
+        blocks: int,
+        *,
+        norm: str,
+        num_groups: int | None,
+        num_classes: int,
+        width: int,
+        normalize: Normalize,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.conv = nn.Conv2d(normalize.mean.numel(), width, 3, padding=1)
+        self.groups = len(scheme)
+        for index, name in enumerate(scheme, start=1):
+            if index > 1:
+                down = PreActDownsample(width, 2 * width, norm=norm, num_groups=num_groups)
+                self.add_module(f"sub{index - 1}", down)
+                width *= 2
+            self.add_module(f"block{index}", _group(name, blocks, width, norm, num_groups))
+        self.avg = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width, num_classes)
+        _published_init(self, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block1(self.conv(self.normalize(x)))
+        for index in range(2, self.groups + 1):
+            x = self.get_submodule(f"sub{index - 1}")(x)
+            x = self.get_submodule(f"block{index}")(x)
+        return self.fc(self.avg(x).flatten(1))
+
+
+class SSPNetMNIST(nn.Module):
+    """The MNIST / Fashion-MNIST layout: `downsample, blocks, linear`.
+
+    A stem of three convolutions that brings 28x28 to 6x6, one group of SSP blocks, and
+    norm, ReLU, global average pooling, linear. Built by `sspnet_mnist`.
+    """
+
+    def __init__(
+        self,
+        scheme: str,
+        blocks: int,
+        *,
+        norm: str,
+        num_groups: int | None,
+        num_classes: int,
+        width: int,
+        normalize: Normalize,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.downsample = nn.Sequential(
+            nn.Conv2d(normalize.mean.numel(), width, 3),
+            make_norm(norm, width, num_groups=num_groups),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+            make_norm(norm, width, num_groups=num_groups),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 4, stride=2, padding=1),
+        )
+        self.blocks = _group(scheme, blocks, width, norm, num_groups)
+        self.linear = nn.Sequential(
+            make_norm(norm, width, num_groups=num_groups),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.blocks(self.downsample(self.normalize(x))))
+
+
+class WideSSPNet(nn.Module):
+    """The wide pre-activation layout: `conv, sub1, block1, ..., sub3, block3, norm, avg, fc`.
+
+    Each group opens with a residual block that changes the width (strides 1, 2, 2), where a wide
+    ResNet has a projection shortcut; the blocks of constant width after it are SSP blocks. A norm
+    and a ReLU stand before the pooling. Built by `wide_sspnet`.
+    """
+
+    def __init__(
+        self,
+        scheme: Sequence[str],
+        blocks: int,
+        widen_factor: int,
+        *,
+        norm: str,
+        num_groups: int | None,
+        num_classes: int,
+        width: int,
+        normalize: Normalize,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.conv = nn.Conv2d(normalize.mean.numel(), width, 3, padding=1)
+        channels = width
+        for index, name in enumerate(scheme):
+            wide = width * widen_factor * 2**index
+            down = PreActDownsample(
+                channels, wide, stride=1 if index == 0 else 2, norm=norm, num_groups=num_groups
+            )
+            self.add_module(f"sub{index + 1}", down)
+            self.add_module(f"block{index + 1}", _group(name, blocks, wide, norm, num_groups))
+            channels = wide
+        self.norm = make_norm(norm, channels, num_groups=num_groups)
+        self.relu = nn.ReLU()
+        self.avg = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.normalize(x))
+        x = self.block1(self.sub1(x))
+        x = self.block2(self.sub2(x))
+        x = self.block3(self.sub3(x))
+        return self.fc(self.avg(self.relu(self.norm(x))).flatten(1))
+
+
+def sspnet_cifar(
+    scheme: Scheme = "ssp22",
+    blocks: int = 6,
+    *,
+    norm: str = "batch",
+    num_groups: int | None = None,
+    num_classes: int = 10,
+    width: int = 16,
+    in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SSPNet:
+    """The published CIFAR network: three groups of `blocks` SSP blocks, widths w, 2w, 4w.
+
+    With scheme "euler" it is the ResNet twin: the same parameters, one evaluation of F a block.
+
+    Args:
+        scheme: a name of `schemes.names()`, "adaptive" (the learned two-stage scheme), or three
+            names, one per group. The published SSP-adap network is ("adaptive", "euler", "ssp22").
+        blocks: SSP blocks per group.
+        norm: "batch", "group" or "instance".
+        num_groups: groups of a group norm; min(32, channels) if None.
+        num_classes: number of logits.
+        width: channels of the first group.
+        in_channels: channels of the images.
+        mean: normalization constants for pixels in [0, 1]; CIFAR-10's for 3 channels, else 0.5.
+        std: as `mean`.
+
+    Returns:
+        A module from images `[N, in_channels, H, W]` in [0, 1] to logits `[N, num_classes]`,
+        initialized as published: Kaiming uniform with a = sqrt(5) blocks, biases uniform within
+        1 / sqrt(fan_in), BatchNorm weights uniform in (0, 1) and biases zero.
+
+    Raises:
+        ValueError: an unknown scheme or norm, or a count below one.
+    """
+    names = group_schemes(scheme, 3)
+    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
+    return SSPNet(
+        names,
+        blocks,
+        norm=norm,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        width=width,
+        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+    )
+
+
+def sspnet_tiny_imagenet(
+    scheme: Scheme = "ssp22",
+    blocks: int = 6,
+    *,
+    norm: str = "batch",
+    num_groups: int | None = None,
+    num_classes: int = 200,
+    width: int = 16,
+    in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SSPNet:
+    """The published Tiny ImageNet network: `sspnet_cifar` with a fourth group (width 8w).
+
+    Arguments, result and errors are those of `sspnet_cifar`, with four groups; the published
+    SSP-adap network is ("adaptive", "euler", "ssp22", "ssp22"). Normalization defaults are
+    CIFAR-10's for 3 channels, as published.
+    """
+    names = group_schemes(scheme, 4)
+    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
+    return SSPNet(
+        names,
+        blocks,
+        norm=norm,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        width=width,
+        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+    )
+
+
+def sspnet_mnist(
+    scheme: Scheme = "ssp22",
+    blocks: int = 3,
+    *,
+    norm: str = "batch",
+    num_groups: int | None = None,
+    num_classes: int = 10,
+    width: int = 64,
+    in_channels: int = 1,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> SSPNetMNIST:
+    """The published MNIST and Fashion-MNIST network: a convolutional stem and one group of blocks.
+
+    Arguments and errors are those of `sspnet_cifar`, with one group. Images must be at least
+    10x10. Normalization defaults are MNIST's (0.1307 and 0.3081) for one channel, else 0.5;
+    Fashion-MNIST's are 0.2860 and 0.3530.
+    Convolutions keep torch's default initialization, as published.
+    """
+    (name,) = group_schemes(scheme, 1)
+    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
+    return SSPNetMNIST(
+        name,
+        blocks,
+        norm=norm,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        width=width,
+        normalize=_normalize(in_channels, mean, std, {1: (MNIST_MEAN, MNIST_STD)}),
+    )
+
+
+def wide_sspnet(
+    depth: int = 28,
+    widen_factor: int = 10,
+    scheme: Scheme = "ssp22",
+    *,
+    norm: str = "batch",
+    num_groups: int | None = None,
+    num_classes: int = 10,
+    width: int = 16,
+    in_channels: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> WideSSPNet:
+    """A wide ResNet whose constant-width residual blocks are SSP blocks.
+
+    As in WRN-depth-k there are (depth - 4) / 6 residual blocks per group; the first of each
+    changes the width and is an ordinary residual block with a projection, the others are SSP
+    blocks. With scheme "euler" it is the wide ResNet twin. Convolutions are Kaiming normal by
+    fan-out, norms 1 and 0, biases zero.
+
+    Args:
+        depth: 6 n + 4 with n >= 2.
+        widen_factor: k; the groups have width * k, 2 width * k and 4 width * k channels.
+        scheme: as in `sspnet_cifar`; three groups.
+        norm: as in `sspnet_cifar`, like the other arguments.
+        num_groups: groups of a group norm.
+        num_classes: number of logits.
+        width: channels of the stem.
+        in_channels: channels of the images.
+        mean: normalization constants for pixels in [0, 1].
+        std: as `mean`.
+
+    Returns:
+        A module from images `[N, in_channels, H, W]` in [0, 1] to logits `[N, num_classes]`.
+
+    Raises:
+        ValueError: an unknown scheme or norm, a depth not of the form 6 n + 4, a count below one.
+    """
+    names = group_schemes(scheme, 3)
+    _check(
+        norm,
+        depth=depth,
+        widen_factor=widen_factor,
+        num_classes=num_classes,
+        width=width,
+        in_channels=in_channels,
+    )
+    if depth < 16 or (depth - 4) % 6:
+        raise ValueError(f"depth must be 6 n + 4 with n >= 2 (16, 22, 28, ...), got {depth}")
+    return WideSSPNet(
+        names,
+        (depth - 4) // 6 - 1,
+        widen_factor,
+        norm=norm,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        width=width,
+        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+    )

@@ -1,0 +1,112 @@
+"""Build with the torch and nvcc at hand, without network, and run the tests that want a GPU.
+
+Writes ``gpu_check.json`` (machine, versions, commit, results of each group) into the folder given,
+with the build's and pytest's own output beside it, and ends in one line per group. The exit status
+is 0 only if every group passed and the GPU group ran at least one test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS = {
+    "gpu": ["tests/gpu"],
+    "build": ["tests/test_build.py"],
+    "ops": ["tests/test_ops.py"],
+}
+
+
+def printed(command: list[str]) -> str | None:
+    """What a command prints, or None where it does not run."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def machine() -> dict:
+    """The GPU, the versions and the commit that the results belong to."""
+    import torch
+
+    smi = printed(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu,
+        "driver": smi.splitlines()[0].split(", ")[-1] if smi else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "commit": printed(["git", "rev-parse", "HEAD"]),
+        "modified": bool(printed(["git", "status", "--porcelain"])),
+    }
+
+
+def run(command: list[str], log: Path, **variables: str) -> tuple[int, float]:
+    """Run a command in the source tree, its output into ``log``: exit status and seconds."""
+    start = time.monotonic()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, **variables}
+    with log.open("w") as file:
+        status = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=file).returncode
+    return status, round(time.monotonic() - start, 1)
+
+
+def run_group(name: str, paths: list[str], out: Path) -> dict:
+    """Run one group of tests and count its results."""
+    report = out / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *paths]
+    status, seconds = run(command, out / f"{name}.log")
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    if report.is_file():
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+        counts = {key: int(suite.get(key, 0)) for key in counts}
+    failed = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - failed - counts["skipped"]
+    return {
+        "ok": status == 0 and (passed > 0 or name != "gpu"),
+        "passed": passed,
+        "failed": failed,
+        "skipped": counts["skipped"],
+        "seconds": seconds,
+    }
+
+
+def main() -> int:
+    """Build, test, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    out = parser.parse_args().out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "tools" / "native_build.py")]
+    status, seconds = run(command, out / "compile.log", SSP_FUSED_CUDA="1")
+    report = {"machine": machine(), "compile": {"ok": status == 0, "seconds": seconds}}
+    if status == 0:
+        report["build_info"] = json.loads((ROOT / "ssp_fused" / "_build_info.json").read_text())
+        groups = {name: run_group(name, paths, out) for name, paths in GROUPS.items()}
+    else:
+        print((out / "compile.log").read_text(), end="")
+        groups = {}
+    report["groups"] = groups
+    (out / "gpu_check.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report["machine"]))
+    print(f"compile: {'ok' if status == 0 else 'FAILED'}, {seconds} s")
+    for name, group in groups.items():
+        verdict = "ok" if group["ok"] else "FAILED"
+        counts = ", ".join(f"{group[key]} {key}" for key in ("passed", "failed", "skipped"))
+        print(f"{name}: {verdict}, {counts}, {group['seconds']} s")
+    return 0 if groups and all(group["ok"] for group in groups.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
