@@ -16,8 +16,9 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 demo: $(BUILT)
 	$(VENV)/bin/python -m ssp_fused.demo
 
+# One process a core, each with one thread: the tensors of the tests are too small to share.
 test: $(BUILT)
-	$(VENV)/bin/python -m pytest tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto tests
 
 lint: $(TOOLS)
 	$(VENV)/bin/ruff check .

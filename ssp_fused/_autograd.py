@@ -215,9 +215,7 @@ class StageBatchNormAct(Function):
                 du = ops.norm_act_backward(
                     dz, 1.0, None, u, None, *operands[1:], *sums, 1.0, count, *extras, None
                 )
-        d_coefficients, d_terms = _gradients_of_stage(
-            ctx, stage, coefficient_tensor, terms, du, 6
-        )
+        d_coefficients, d_terms = _gradients_of_stage(ctx, stage, coefficient_tensor, terms, du, 6)
         d_channel_bias = None
         if ctx.needs_input_grad[3]:
             # The batch's mean follows the bias: only a later stage sees it.
@@ -328,9 +326,7 @@ class StageFixedNormAct(Function):
                     *extras,
                     ctx.u_dtype,
                 )
-        d_coefficients, d_terms = _gradients_of_stage(
-            ctx, stage, coefficient_tensor, terms, du, 8
-        )
+        d_coefficients, d_terms = _gradients_of_stage(ctx, stage, coefficient_tensor, terms, du, 8)
         d_channel_bias = None
         if ctx.needs_input_grad[5]:
             later = None if du_later is None else ops.channel_sum(du_later)
@@ -428,9 +424,7 @@ class StageGroupNormAct(Function):
                 *extras,
                 False,
             )
-        d_coefficients, d_terms = _gradients_of_stage(
-            ctx, stage, coefficient_tensor, terms, du, 6
-        )
+        d_coefficients, d_terms = _gradients_of_stage(ctx, stage, coefficient_tensor, terms, du, 6)
         d_channel_bias = None
         if ctx.needs_input_grad[3]:
             later = None if du_later is None else ops.channel_sum(du_later)

@@ -24,9 +24,7 @@ def tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in _FLOATING:
-        raise TypeError(
-            f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}"
-        )
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {value.dtype}")
     return value
 
 
@@ -130,7 +128,9 @@ def attack_step(
         same_device(name, value, "x_adv", x_adv)
         same_shape(name, value, "x_adv", x_adv)
         if value.dtype != x_adv.dtype:
-            raise TypeError(f"{name} must have the dtype of x_adv, {x_adv.dtype}, got {value.dtype}")
+            raise TypeError(
+                f"{name} must have the dtype of x_adv, {x_adv.dtype}, got {value.dtype}"
+            )
     epsilon(eps)
     low, high = bounds
     if not low <= high:

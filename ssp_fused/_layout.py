@@ -15,11 +15,7 @@ from torch import Tensor
 
 def is_rows(tensor: Tensor) -> bool:
     """Whether ``tensor`` is dense with the channels innermost, and not contiguous as well."""
-    return (
-        tensor.dim() > 2
-        and not tensor.is_contiguous()
-        and tensor.movedim(1, -1).is_contiguous()
-    )
+    return tensor.dim() > 2 and not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
 
 
 def common_rows(tensors: Sequence[Tensor]) -> bool:

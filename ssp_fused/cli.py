@@ -23,8 +23,6 @@ from .adversarial.config import METHODS, SCHEDULES, checked_device
 from .adversarial.run import BEST, EVALUATION_BATCH, LAST
 from .nn import NORMS
 
-_BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -135,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    parser.add_argument("--backend", choices=_BACKENDS, help="implementation of the layers")
+    names = ("auto", *available_backends())
+    parser.add_argument("--backend", choices=names, help="implementation of the layers")
 
 
 def _train(options: argparse.Namespace) -> None:

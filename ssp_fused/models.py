@@ -1,4 +1,4 @@
-"""Networks built from SSP blocks: the published CIFAR, MNIST and Tiny ImageNet layouts, and wide ones.
+"""Networks built from SSP blocks: published CIFAR, MNIST, Tiny ImageNet layouts; wide ones.
 
 All take images in [0, 1] and normalize inside, so that an attack's epsilon and bounds are in
 pixel units. Source: Kim et al., "Robust Neural Networks Inspired by Strong Stability Preserving
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -139,11 +140,8 @@ def _normalize(
 
 
 def _group(scheme: str, blocks: int, channels: int, norm: str, num_groups: int | None) -> SSPStack:
-    if scheme == ADAPTIVE:
-        made = [AdaptiveSSPBlock(channels, norm=norm, num_groups=num_groups) for _ in range(blocks)]
-    else:
-        made = [SSPBlock(channels, scheme, norm=norm, num_groups=num_groups) for _ in range(blocks)]
-    return SSPStack(*made)
+    block = AdaptiveSSPBlock if scheme == ADAPTIVE else partial(SSPBlock, scheme=scheme)
+    return SSPStack(*(block(channels, norm=norm, num_groups=num_groups) for _ in range(blocks)))
 
 
 def _published_init(model: nn.Module, blocks: int) -> None:
@@ -295,6 +293,29 @@ class WideSSPNet(nn.Module):
         return self.fc(self.avg(self.relu(self.norm(x))).flatten(1))
 
 
+def _pyramid(
+    names: tuple[str, ...],
+    blocks: int,
+    norm: str,
+    num_groups: int | None,
+    num_classes: int,
+    width: int,
+    in_channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> SSPNet:
+    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
+    return SSPNet(
+        names,
+        blocks,
+        norm=norm,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        width=width,
+        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+    )
+
+
 def sspnet_cifar(
     scheme: Scheme = "ssp22",
     blocks: int = 6,
@@ -332,16 +353,7 @@ def sspnet_cifar(
         ValueError: an unknown scheme or norm, or a count below one.
     """
     names = group_schemes(scheme, 3)
-    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
-    return SSPNet(
-        names,
-        blocks,
-        norm=norm,
-        num_groups=num_groups,
-        num_classes=num_classes,
-        width=width,
-        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
-    )
+    return _pyramid(names, blocks, norm, num_groups, num_classes, width, in_channels, mean, std)
 
 
 def sspnet_tiny_imagenet(
@@ -363,16 +375,7 @@ def sspnet_tiny_imagenet(
     CIFAR-10's for 3 channels, as published.
     """
     names = group_schemes(scheme, 4)
-    _check(norm, blocks=blocks, num_classes=num_classes, width=width, in_channels=in_channels)
-    return SSPNet(
-        names,
-        blocks,
-        norm=norm,
-        num_groups=num_groups,
-        num_classes=num_classes,
-        width=width,
-        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
-    )
+    return _pyramid(names, blocks, norm, num_groups, num_classes, width, in_channels, mean, std)
 
 
 def sspnet_mnist(

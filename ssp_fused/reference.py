@@ -67,8 +67,9 @@ def pack_mask(positive: Tensor, rows: bool) -> Tensor:
     """The 1-bit form of a boolean activation mask (see ``_layout.mask_shape``)."""
     shape = mask_shape(positive.shape, rows)
     runs = positive.movedim(1, -1) if rows else positive
-    runs = runs.reshape(*shape[:-1], -1)
-    runs = F.pad(runs.to(torch.uint8), (0, 8 * shape[-1] - runs.shape[-1]))
+    length = positive.shape[1] if rows else math.prod(positive.shape[2:])
+    runs = runs.reshape(*shape[:-1], length)
+    runs = F.pad(runs.to(torch.uint8), (0, 8 * shape[-1] - length))
     weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=runs.device)
     return (runs.view(*shape, 8) * weights).sum(-1, dtype=torch.uint8)
 
@@ -212,9 +213,7 @@ def stage_batch_norm_act(
     stage = (terms, coefficients, coefficient_tensor, channel_bias)
     u, mean, variance = stage_moments(*stage, True)
     rstd = (variance + eps).rsqrt()
-    _, z, _ = stage_norm_act(
-        *stage, mean, rstd, gamma, beta, activation, z_dtype, False, False
-    )
+    _, z, _ = stage_norm_act(*stage, mean, rstd, gamma, beta, activation, z_dtype, False, False)
     return _wanted(u, write_u), z, mean, variance, rstd
 
 
@@ -236,7 +235,9 @@ def stage_group_norm_act(
     n, c = u.shape[:2]
     value = u.to(statistics_dtype(u.dtype))
     grouped = value.reshape(n, num_groups, c // num_groups * math.prod(u.shape[2:]))
-    variance, mean = torch.var_mean(grouped, 2, correction=0)
+    # As the mean of squares: var_mean warns of a sample without elements.
+    mean = grouped.mean(2)
+    variance = (grouped - mean[..., None]).square().mean(2)
     rstd = (variance + eps).rsqrt()
     y = _affine(_xhat(u, _by_channel(mean, c), _by_channel(rstd, c)), gamma, beta)
     z = dense(activate(y, activation).to(z_dtype or u.dtype), is_rows(u))
@@ -441,7 +442,8 @@ def group_norm_act_backward(
 
     du = gamma_dy - group_mean(gamma_dy) - xhat * group_mean(gamma_dy * xhat)
     du = _per_channel(rstd_by_channel, du, 1.0) * du
-    own = _sum_channels(du)
+    # Over a whole group du sums to zero: exactly so where a channel is a group.
+    own = _sum_channels(du) if groups < c else rstd.new_zeros(c)
     du = _add_extras(du, extras, _numbers(extra_coefficients, extra_coefficient_tensor))
     return dense(du.to(dtype), rows), _sum_channels(dy * xhat), _sum_channels(dy), own, z
 
@@ -488,7 +490,7 @@ def l2_step(
     g, centre = grad.to(arithmetic), x.to(arithmetic)
 
     def norm(value: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(value.reshape(value.shape[0], -1), dim=1)
+        norms = torch.linalg.vector_norm(value.flatten(1), dim=1)
         return norms.reshape(-1, *[1] * (value.dim() - 1))
 
     length = norm(g)
@@ -564,9 +566,7 @@ def ssp_step(
     for alpha, beta in zip(scheme.alpha, scheme.beta, strict=True):
         slopes.append(branch(stages[-1]))
         weights = [*alpha, *(b * step_size for b in beta)]
-        operands = [
-            w * t for w, t in zip(weights, [*stages, *slopes], strict=True) if w != 0
-        ]
+        operands = [w * t for w, t in zip(weights, [*stages, *slopes], strict=True) if w != 0]
         stages.append(sum(operands[1:], operands[0]))
     return stages[-1]
 

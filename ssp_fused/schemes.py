@@ -90,9 +90,7 @@ class ShuOsher:
         s = self.stages
         weights = [[0.0] * s]
         for row_a, row_b in zip(self.alpha, self.beta, strict=True):
-            row = [
-                math.fsum(a * weights[k][j] for k, a in enumerate(row_a)) for j in range(s)
-            ]
+            row = [math.fsum(a * weights[k][j] for k, a in enumerate(row_a)) for j in range(s)]
             for k, b in enumerate(row_b):
                 row[k] += b
             weights.append(row)

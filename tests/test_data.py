@@ -124,9 +124,7 @@ def test_idx_folder(tmp_path: Path, compressed: bool) -> None:
         assert known[bytes(image.numpy())] == int(label)
 
 
-def test_data_folder_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(idx.ENVIRONMENT, raising=False)
     with pytest.raises(FileNotFoundError, match="--data-dir"):
         data.load("mnist")

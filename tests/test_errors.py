@@ -19,9 +19,7 @@ def combine(terms, coefficients, **options):
 
 def batch(terms=(X,), coefficients=(1.0,), weight=V, bias=V, running=RUNNING, **options):
     options = {"training": True, **options}
-    return functional.stage_batch_norm_act(
-        terms, coefficients, weight, bias, *running, **options
-    )
+    return functional.stage_batch_norm_act(terms, coefficients, weight, bias, *running, **options)
 
 
 def group(num_groups=2, **options):

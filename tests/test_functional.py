@@ -185,9 +185,7 @@ def test_outputs_gradients_and_running_statistics(kind, layout, dtype):
 
     def plain(activation_mask=None):
         def function(terms, bias, weight, shift, running):
-            u, y = eager_function(
-                kind, terms, numbers, bias, weight, shift, running, "identity"
-            )
+            u, y = eager_function(kind, terms, numbers, bias, weight, shift, running, "identity")
             if activation_mask is None:
                 return u, F.relu(y)
             return u, F.relu(y).detach() + (y - y.detach()) * activation_mask
@@ -283,9 +281,9 @@ def test_saved_statistics_are_copies():
     weight = fp64(4, seed=1)
 
     def evaluate():
-        return functional.stage_batch_norm_act(
-            [x], [1.0], weight, None, *running, training=False
-        )[1]
+        return functional.stage_batch_norm_act([x], [1.0], weight, None, *running, training=False)[
+            1
+        ]
 
     (expected,) = torch.autograd.grad(evaluate().pow(2).sum(), weight)
     z = evaluate()

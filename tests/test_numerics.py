@@ -137,14 +137,18 @@ def ops_alone(shape, dtype, layout):
 LARGE = (6, 24, 57, 61)
 
 
-@pytest.mark.parametrize("form", cases([torch.float32, torch.bfloat16], ["planes", "rows"]), ids=str)
+@pytest.mark.parametrize(
+    "form", cases([torch.float32, torch.bfloat16], ["planes", "rows"]), ids=str
+)
 def test_same_bits_for_any_number_of_threads_and_every_run(form):
     dtype, layout = form
     torch.set_num_threads(1)
     expected = ops_alone(LARGE, dtype, layout)
     for threads in (1, 2, 2, 3, 5):
         torch.set_num_threads(threads)
-        for k, (value, want) in enumerate(zip(ops_alone(LARGE, dtype, layout), expected, strict=True)):
+        for k, (value, want) in enumerate(
+            zip(ops_alone(LARGE, dtype, layout), expected, strict=True)
+        ):
             assert torch.equal(value, want), (threads, k)
 
 

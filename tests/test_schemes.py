@@ -86,9 +86,7 @@ def test_forward_euler_bound_is_kept():
             continue
         scheme = schemes.get(name)
         h = scheme.ssp_coefficient * limit
-        step = reference.ssp_step(
-            torch.eye(2, dtype=torch.float64), lambda u: decay @ u, scheme, h
-        )
+        step = reference.ssp_step(torch.eye(2, dtype=torch.float64), lambda u: decay @ u, scheme, h)
         assert step.abs().sum(1).max() <= 1 + 1e-12
 
 

@@ -1,8 +1,9 @@
 // reference.linf_step and l2_step.
 
+#include "math/attack.h"
+
 #include <cmath>
 
-#include "math/attack.h"
 #include "ops.h"
 #include "partition.h"
 
@@ -22,7 +23,7 @@ struct StepArguments {
     x_adv = dense(x_adv_tensor, rows);
     grad = dense(grad_tensor, rows);
     x = dense(x_tensor, rows);
-    result = empty(x_adv, rows, x_adv.scalar_type());
+    result = ssp::empty_like(x_adv, rows);
   }
   bool rows;
   Tensor x_adv;
@@ -70,11 +71,10 @@ Tensor linf_step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, doubl
       StepScratch<A> scratch;
       for_each_tile(first * kTile, std::min(last * kTile, numel), [&](int64_t offset, int64_t n) {
         A* result = step.result.target(offset, scratch.result);
-        tiles<A>().linf_step(step.x_adv.load(offset, n, scratch.x_adv),
-                             step.grad.load(offset, n, scratch.grad),
-                             step.x.load(offset, n, scratch.x), static_cast<A>(step_size),
-                             static_cast<A>(eps), static_cast<A>(low), static_cast<A>(high), result,
-                             n);
+        tiles<A>().linf_step(
+            step.x_adv.load(offset, n, scratch.x_adv), step.grad.load(offset, n, scratch.grad),
+            step.x.load(offset, n, scratch.x), static_cast<A>(step_size), static_cast<A>(eps),
+            static_cast<A>(low), static_cast<A>(high), result, n);
         step.result.store(offset, result, n);
       });
     });
@@ -105,10 +105,9 @@ Tensor l2_step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, double 
         square = 0;
         for_each_tile(begin, end, [&](int64_t offset, int64_t n) {
           A* d = displacement.data() + (offset - begin);
-          tiles<A>().l2_displacement(step.x_adv.load(offset, n, scratch.x_adv),
-                                     step.grad.load(offset, n, scratch.grad),
-                                     step.x.load(offset, n, scratch.x), static_cast<A>(step_size),
-                                     length, d, n);
+          tiles<A>().l2_displacement(
+              step.x_adv.load(offset, n, scratch.x_adv), step.grad.load(offset, n, scratch.grad),
+              step.x.load(offset, n, scratch.x), static_cast<A>(step_size), length, d, n);
           square += tiles<A>().run_dot(d, d, n);
         });
         const double distance = std::sqrt(square);

@@ -39,9 +39,10 @@ class Extras {
  public:
   Extras(const char* op, const std::vector<Tensor>& extras, const std::vector<double>& numbers,
          const OptionalTensor& tensor, const Tensor& like, bool rows, ScalarType du_dtype) {
-    STD_TORCH_CHECK(extras.size() <= kMaxTerms, op, ": extras must hold at most 6 tensors, but holds ",
-                    extras.size());
-    for (const double value : numbers_or(op, "extra_coefficients", numbers, tensor, extras.size())) {
+    STD_TORCH_CHECK(extras.size() <= kMaxTerms, op,
+                    ": extras must hold at most 6 tensors, but holds ", extras.size());
+    for (const double value :
+         numbers_or(op, "extra_coefficients", numbers, tensor, extras.size())) {
       coefficients_.push_back(static_cast<A>(value));
     }
     coefficients_.push_back(A(1));

@@ -10,10 +10,10 @@
 
 namespace ssp {
 
-#define SSP_DECLARE_TILES(isa)                    \
-  namespace isa {                                 \
-  extern const TileKernels<float> float_tiles;    \
-  extern const TileKernels<double> double_tiles;  \
+#define SSP_DECLARE_TILES(isa)                   \
+  namespace isa {                                \
+  extern const TileKernels<float> float_tiles;   \
+  extern const TileKernels<double> double_tiles; \
   }
 SSP_DECLARE_TILES(baseline)
 #if defined(SSP_X86_ISAS)
@@ -38,8 +38,8 @@ const Isa& chosen_isa() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                        __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
 #endif
     const Isa isas[] = {
 #if defined(SSP_X86_ISAS)

@@ -1,6 +1,6 @@
-// reference.stage_group_norm_act and group_norm_act_backward: a sample at a time, so that its second
-// pass finds it in cache. Samples are shared among threads; where there are fewer of them, their
-// chunks are. The bits are the same: chunks and the order of their sums do not change.
+// reference.stage_group_norm_act and group_norm_act_backward: a sample at a time, so that its
+// second pass finds it in cache. Samples are shared among threads; where there are fewer of them,
+// their chunks are. The bits are the same: chunks and the order of their sums do not change.
 
 #include "backward_chunk.h"
 #include "ops.h"
@@ -55,19 +55,17 @@ ChannelParameters<A> affine_parameters(const char* op, const Partition& sample,
 }
 
 void check_groups(const char* op, int64_t num_groups, int64_t channels) {
-  STD_TORCH_CHECK(num_groups > 0 && channels % num_groups == 0, op,
-                  ": num_groups must divide the ", channels, " channels, but is ", num_groups);
+  STD_TORCH_CHECK(num_groups > 0 && channels % num_groups == 0, op, ": num_groups must divide the ",
+                  channels, " channels, but is ", num_groups);
 }
 
 }  // namespace
 
-Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms,
-                                const Coefficients& coefficients,
+Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms, const Coefficients& coefficients,
                                 const OptionalTensor& coefficient_tensor,
                                 const OptionalTensor& channel_bias, int64_t num_groups,
-                                const OptionalTensor& gamma, const OptionalTensor& beta,
-                                double eps, int64_t activation, const OptionalDtype& z_dtype,
-                                bool write_u) {
+                                const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
+                                int64_t activation, const OptionalDtype& z_dtype, bool write_u) {
   const char* op = "stage_group_norm_act";
   const StageArguments arguments(op, terms, coefficients, coefficient_tensor, channel_bias);
   check_activation_code(op, activation);
@@ -81,8 +79,7 @@ Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms,
     const int64_t per_group = e.c / num_groups;
     const Partition sample({1, e.c, e.s, e.rows});
     // In planes a group is one run of memory.
-    const Partition groups =
-        e.rows ? sample : Partition({1, num_groups, per_group * e.s, false});
+    const Partition groups = e.rows ? sample : Partition({1, num_groups, per_group * e.s, false});
     const int64_t units = groups.extent().c;
 
     Stage<A> stage(arguments);
@@ -95,37 +92,37 @@ Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms,
 
     for_each_sample(e, affine_parameters<A>(op, sample, gamma, beta),
                     [&](int64_t n, ChannelParameters<A>& parameters, const ChunkLoop& loop) {
-      const int64_t begin = n * e.c * e.s;
-      std::vector<Moments> partial(groups.slots() * units);
-      loop(groups.chunks(), [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          const Chunk chunk = groups.chunk(i).shifted(begin);
-          chunk_moments(stage, groups.per_element(), chunk,
-                        partial.data() + chunk.slot * units + chunk.channel);
-        }
-      });
-      const int64_t members = units / num_groups;
-      for (int64_t g = 0; g < num_groups; ++g) {
-        Moments total;
-        for (int64_t unit = g * members; unit < (g + 1) * members; ++unit) {
-          for (int64_t slot = 0; slot < groups.slots(); ++slot) {
-            total = merge(total, partial[slot * units + unit]);
-          }
-        }
-        mean[n * num_groups + g] = static_cast<A>(total.mean);
-        rstd[n * num_groups + g] =
-            reciprocal_deviation(static_cast<A>(total.m2 / total.count), eps);
-      }
-      parameters.mean = by_channel(sample, mean.data() + n * num_groups, per_group);
-      parameters.rstd = by_channel(sample, rstd.data() + n * num_groups, per_group);
-      loop(sample.chunks(), [&](int64_t first, int64_t last) {
-        StageScratch<A> scratch;
-        for (int64_t i = first; i < last; ++i) {
-          normalize_chunk(stored, sample.chunk(i).shifted(begin), parameters,
-                          static_cast<int>(activation), output, scratch);
-        }
-      });
-    });
+                      const int64_t begin = n * e.c * e.s;
+                      std::vector<Moments> partial(groups.slots() * units);
+                      loop(groups.chunks(), [&](int64_t first, int64_t last) {
+                        for (int64_t i = first; i < last; ++i) {
+                          const Chunk chunk = groups.chunk(i).shifted(begin);
+                          chunk_moments(stage, groups.per_element(), chunk,
+                                        partial.data() + chunk.slot * units + chunk.channel);
+                        }
+                      });
+                      const int64_t members = units / num_groups;
+                      for (int64_t g = 0; g < num_groups; ++g) {
+                        Moments total;
+                        for (int64_t unit = g * members; unit < (g + 1) * members; ++unit) {
+                          for (int64_t slot = 0; slot < groups.slots(); ++slot) {
+                            total = merge(total, partial[slot * units + unit]);
+                          }
+                        }
+                        mean[n * num_groups + g] = static_cast<A>(total.mean);
+                        rstd[n * num_groups + g] =
+                            reciprocal_deviation(static_cast<A>(total.m2 / total.count), eps);
+                      }
+                      parameters.mean = by_channel(sample, mean.data() + n * num_groups, per_group);
+                      parameters.rstd = by_channel(sample, rstd.data() + n * num_groups, per_group);
+                      loop(sample.chunks(), [&](int64_t first, int64_t last) {
+                        StageScratch<A> scratch;
+                        for (int64_t i = first; i < last; ++i) {
+                          normalize_chunk(stored, sample.chunk(i).shifted(begin), parameters,
+                                          static_cast<int>(activation), output, scratch);
+                        }
+                      });
+                    });
     const std::vector<int64_t> shape = {e.n, num_groups};
     return Tensors<4>(u, z, tensor_of<A>(mean, shape), tensor_of<A>(rstd, shape));
   });
@@ -161,9 +158,9 @@ Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
     const double count = static_cast<double>(per_group * e.s);
     const Partition sample({1, e.c, e.s, e.rows});
     const Stage<A> stage(arguments);
-    const BackwardInput<A> input{
-        dense_dz, static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-        static_cast<int>(activation)};
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
     const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, u, e.rows,
                                u.scalar_type());
     const std::optional<Operand<A>> z_output =
@@ -177,54 +174,57 @@ Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
     std::vector<BackwardSums> sums(e.n * e.c);
     std::vector<double> own_sums(e.n * e.c);
 
-    for_each_sample(e, affine_parameters<A>(op, sample, gamma, beta),
-                    [&](int64_t n, ChannelParameters<A>& parameters, const ChunkLoop& loop) {
-      const int64_t begin = n * e.c * e.s;
-      const A* sample_rstd = rstds.data() + n * num_groups;
-      parameters.mean = by_channel(sample, means.data() + n * num_groups, per_group);
-      parameters.rstd = by_channel(sample, sample_rstd, per_group);
-      std::vector<BackwardSums> partial(sample.slots() * e.c);
-      loop(sample.chunks(), [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          const Chunk chunk = sample.chunk(i).shifted(begin);
-          reduce_chunk(input, stage, chunk, parameters, true, z_output,
-                       partial.data() + chunk.slot * e.c + chunk.channel);
-        }
-      });
-      BackwardSums* sample_sums = sums.data() + n * e.c;
-      for (int64_t slot = 0; slot < sample.slots(); ++slot) {
-        for (int64_t c = 0; c < e.c; ++c) sample_sums[c] += partial[slot * e.c + c];
-      }
-      std::vector<A> mean_dy(num_groups);
-      std::vector<A> mean_dy_xhat(num_groups);
-      for (int64_t g = 0; g < num_groups; ++g) {
-        double sum_dy = 0;
-        double sum_dy_xhat = 0;
-        for (int64_t c = g * per_group; c < (g + 1) * per_group; ++c) {
-          sum_dy += gammas[c] * sample_sums[c].dy;
-          sum_dy_xhat += gammas[c] * sample_sums[c].dy_xhat;
-        }
-        mean_dy[g] = static_cast<A>(sum_dy / count);
-        mean_dy_xhat[g] = static_cast<A>(sum_dy_xhat / count);
-      }
-      for (int64_t c = 0; c < e.c; ++c) {
-        const int64_t g = c / per_group;
-        const double size = static_cast<double>(e.s);
-        const double sum_xhat =
-            (sample_sums[c].u - size * means[n * num_groups + g]) * sample_rstd[g];
-        own_sums[n * e.c + c] = sample_rstd[g] * (gammas[c] * sample_sums[c].dy -
-                                                  size * mean_dy[g] - sum_xhat * mean_dy_xhat[g]);
-      }
-      parameters.mean_dy = by_channel(sample, mean_dy.data(), per_group);
-      parameters.mean_dy_xhat = by_channel(sample, mean_dy_xhat.data(), per_group);
-      loop(sample.chunks(), [&](int64_t first, int64_t last) {
-        StageScratch<A> scratch;
-        for (int64_t i = first; i < last; ++i) {
-          backward_chunk(input, stage, sample.chunk(i).shifted(begin), parameters, all_extras,
-                         output, scratch);
-        }
-      });
-    });
+    for_each_sample(
+        e, affine_parameters<A>(op, sample, gamma, beta),
+        [&](int64_t n, ChannelParameters<A>& parameters, const ChunkLoop& loop) {
+          const int64_t begin = n * e.c * e.s;
+          const A* sample_rstd = rstds.data() + n * num_groups;
+          parameters.mean = by_channel(sample, means.data() + n * num_groups, per_group);
+          parameters.rstd = by_channel(sample, sample_rstd, per_group);
+          std::vector<BackwardSums> partial(sample.slots() * e.c);
+          loop(sample.chunks(), [&](int64_t first, int64_t last) {
+            for (int64_t i = first; i < last; ++i) {
+              const Chunk chunk = sample.chunk(i).shifted(begin);
+              reduce_chunk(input, stage, chunk, parameters, true, z_output,
+                           partial.data() + chunk.slot * e.c + chunk.channel);
+            }
+          });
+          BackwardSums* sample_sums = sums.data() + n * e.c;
+          for (int64_t slot = 0; slot < sample.slots(); ++slot) {
+            for (int64_t c = 0; c < e.c; ++c) sample_sums[c] += partial[slot * e.c + c];
+          }
+          std::vector<A> mean_dy(num_groups);
+          std::vector<A> mean_dy_xhat(num_groups);
+          for (int64_t g = 0; g < num_groups; ++g) {
+            const int64_t end = (g + 1) * per_group;
+            double dy = 0;
+            double dy_xhat = 0;
+            for (int64_t c = g * per_group; c < end; ++c) {
+              dy += gammas[c] * sample_sums[c].dy;
+              dy_xhat += gammas[c] * sample_sums[c].dy_xhat;
+            }
+            mean_dy[g] = static_cast<A>(dy /= count);
+            mean_dy_xhat[g] = static_cast<A>(dy_xhat /= count);
+            if (per_group == 1) continue;  // the group's own sum, exactly 0
+            // input_gradient, summed: what is subtracted is the same for all elements but for xhat.
+            const double size = static_cast<double>(e.s);
+            for (int64_t c = g * per_group; c < end; ++c) {
+              const double xhat =
+                  (sample_sums[c].u - size * means[n * num_groups + g]) * sample_rstd[g];
+              own_sums[n * e.c + c] =
+                  sample_rstd[g] * (gammas[c] * sample_sums[c].dy - size * dy - xhat * dy_xhat);
+            }
+          }
+          parameters.mean_dy = by_channel(sample, mean_dy.data(), per_group);
+          parameters.mean_dy_xhat = by_channel(sample, mean_dy_xhat.data(), per_group);
+          loop(sample.chunks(), [&](int64_t first, int64_t last) {
+            StageScratch<A> scratch;
+            for (int64_t i = first; i < last; ++i) {
+              backward_chunk(input, stage, sample.chunk(i).shifted(begin), parameters, all_extras,
+                             output, scratch);
+            }
+          });
+        });
 
     std::vector<double> dgamma(e.c);
     std::vector<double> dbeta(e.c);

@@ -9,9 +9,9 @@ namespace {
 template <class A>
 Moments run_moments(const A* u, int64_t n) {
   const double count = static_cast<double>(n);
-  const double sum = tiles<A>().run_sum(u, n);
-  const A centre = static_cast<A>(sum / count);
-  return moments_about(centre, sum, tiles<A>().run_squares(u, n, centre), count);
+  const double mean = tiles<A>().run_sum(u, n) / count;
+  const A centre = static_cast<A>(mean);
+  return moments_about(centre, mean, tiles<A>().run_squares(u, n, centre), count);
 }
 
 // Adds the block's moments by channel.
@@ -20,14 +20,15 @@ void merge_columns(const Block<A>& block, const Chunk& chunk, Moments* moments) 
   const int64_t channels = chunk.channels;
   const double count = static_cast<double>(chunk.rows * (chunk.width / channels));
   double columns[kTile] = {};
-  double sums[kTile] = {};
+  double means[kTile] = {};
   double squares[kTile] = {};
   A centres[kTile];
   tiles<A>().column_sums(block.data, chunk.rows, block.stride, chunk.width, columns);
-  fold_columns(chunk, columns, sums);
+  fold_columns(chunk, columns, means);
+  for (int64_t c = 0; c < channels; ++c) means[c] *= 1 / count;
   for (int64_t j = 0; j < chunk.width;) {
     for (int64_t c = 0; c < channels; ++c) {
-      const A centre = static_cast<A>(sums[c] / count);
+      const A centre = static_cast<A>(means[c]);
       for (int64_t i = 0; i < chunk.inner; ++i) centres[j++] = centre;
     }
   }
@@ -36,7 +37,7 @@ void merge_columns(const Block<A>& block, const Chunk& chunk, Moments* moments) 
   fold_columns(chunk, columns, squares);
   for (int64_t c = 0; c < channels; ++c) {
     moments[c] =
-        merge(moments[c], moments_about(centres[c * chunk.inner], sums[c], squares[c], count));
+        merge(moments[c], moments_about(centres[c * chunk.inner], means[c], squares[c], count));
   }
 }
 

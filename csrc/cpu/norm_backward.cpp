@@ -12,10 +12,10 @@ ChannelParameters<A> parameters_of(const char* op, const Partition& partition,
                                    const OptionalTensor& mean, const OptionalTensor& rstd,
                                    const OptionalTensor& gamma, const OptionalTensor& beta) {
   const int64_t c = partition.extent().c;
-  return ChannelParameters<A>(
-      partition, channel_vector<A>(op, "mean", mean, c, 0),
-      channel_vector<A>(op, "rstd", rstd, c, 1), channel_vector<A>(op, "gamma", gamma, c, 1),
-      channel_vector<A>(op, "beta", beta, c, 0));
+  return ChannelParameters<A>(partition, channel_vector<A>(op, "mean", mean, c, 0),
+                              channel_vector<A>(op, "rstd", rstd, c, 1),
+                              channel_vector<A>(op, "gamma", gamma, c, 1),
+                              channel_vector<A>(op, "beta", beta, c, 0));
 }
 
 // Sums over all but the channels.
@@ -80,7 +80,7 @@ void masked_chunks(const BackwardInput<A>& input, const uint8_t* bits, const Par
     StageScratch<A> scratch;
     alignas(64) A dz_buffer[kTile];
     alignas(64) A own_buffer[kTile];
-    uint8_t positive[kTile] = {};
+    uint8_t positive[kTile + 8] = {};
     const auto run = [&](int64_t offset, int64_t n, int64_t parameter) {
       if (bits != nullptr) {
         layout.for_each_piece(offset, n, [&](int64_t byte, int64_t done, int64_t length) {
@@ -133,9 +133,9 @@ Tensors<3> norm_act_backward_reduce(const Tensor& dz, double scale,
   return with_arithmetic(u.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
     const Partition partition(arguments.extent);
-    const BackwardInput<A> input{
-        dense_dz, static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-        static_cast<int>(activation)};
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
     const ChannelParameters<A> parameters =
         parameters_of<A>(op, partition, mean, rstd, gamma, beta);
     const std::vector<BackwardSums> sums =
@@ -180,19 +180,19 @@ Tensor norm_act_backward(const Tensor& dz, double scale, const OptionalTensor& s
   if (mask.has_value()) {
     rows = mask->dim() == 2;
     const Tensor expected = empty_mask(extent_of(dz, rows));
-    STD_TORCH_CHECK(mask->is_cpu() && mask->scalar_type() == ScalarType::Byte &&
-                        same_shape(*mask, expected),
-                    op, ": mask must be a uint8 CPU tensor of the shape ", shape_of(expected),
-                    ", but is ", mask->scalar_type(), " of ", shape_of(*mask));
+    STD_TORCH_CHECK(
+        mask->is_cpu() && mask->scalar_type() == ScalarType::Byte && same_shape(*mask, expected),
+        op, ": mask must be a uint8 CPU tensor of the shape ", shape_of(expected), ", but is ",
+        mask->scalar_type(), " of ", shape_of(*mask));
   }
-  const Tensor du = empty(dz, rows, dtype);
+  const Tensor du = empty(dz, shape_vector(dz), rows, dtype);
   const Tensor dense_dz = dense(dz, rows);
   with_arithmetic(dtype, [&](auto zero) {
     using A = decltype(zero);
     const Partition partition(extent_of(dz, rows));
-    const BackwardInput<A> input{
-        dense_dz, static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-        static_cast<int>(activation)};
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
     ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
     const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, dz, rows,
                                dtype);
@@ -236,16 +236,15 @@ Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
     using A = decltype(zero);
     const Partition partition(arguments.extent);
     const int64_t c = arguments.extent.c;
-    const BackwardInput<A> input{
-        dense_dz, static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-        static_cast<int>(activation)};
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
     ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
     const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, u,
                                arguments.extent.rows, u.scalar_type());
     const Stage<A> stage(arguments);
-    const std::vector<BackwardSums> sums =
-        channel_sums(input, stage, partition, parameters,
-                     write_z ? std::optional<Operand<A>>(z) : std::nullopt);
+    const std::vector<BackwardSums> sums = channel_sums(
+        input, stage, partition, parameters, write_z ? std::optional<Operand<A>>(z) : std::nullopt);
     const std::vector<double> sum_dy = values_of_sums(sums, &BackwardSums::dy);
     const std::vector<double> sum_dy_xhat = values_of_sums(sums, &BackwardSums::dy_xhat);
     set_means(partition, sum_dy, sum_dy_xhat, channel_vector<A>(op, "gamma", gamma, c, 1),

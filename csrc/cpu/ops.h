@@ -30,20 +30,17 @@ Tensors<3> stage_norm_act(const std::vector<Tensor>& terms, const Coefficients& 
                           const OptionalTensor& beta, int64_t activation,
                           const OptionalDtype& z_dtype, bool write_u, bool write_mask);
 
-Tensors<5> stage_batch_norm_act(const std::vector<Tensor>& terms,
-                                const Coefficients& coefficients,
+Tensors<5> stage_batch_norm_act(const std::vector<Tensor>& terms, const Coefficients& coefficients,
                                 const OptionalTensor& coefficient_tensor,
                                 const OptionalTensor& channel_bias, const OptionalTensor& gamma,
                                 const OptionalTensor& beta, double eps, int64_t activation,
                                 const OptionalDtype& z_dtype, bool write_u);
 
-Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms,
-                                const Coefficients& coefficients,
+Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms, const Coefficients& coefficients,
                                 const OptionalTensor& coefficient_tensor,
                                 const OptionalTensor& channel_bias, int64_t num_groups,
-                                const OptionalTensor& gamma, const OptionalTensor& beta,
-                                double eps, int64_t activation, const OptionalDtype& z_dtype,
-                                bool write_u);
+                                const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
+                                int64_t activation, const OptionalDtype& z_dtype, bool write_u);
 
 void update_running_stats_(const OptionalTensor& running_mean, const OptionalTensor& running_var,
                            const OptionalTensor& num_batches_tracked, const Tensor& means,

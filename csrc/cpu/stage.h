@@ -12,7 +12,7 @@
 namespace ssp {
 
 // Rows and elements of the blocks over which moments are formed in two passes, held in cache.
-constexpr int64_t kBlockRows = 16;
+constexpr int64_t kBlockRows = 32;
 constexpr int64_t kBlock = kBlockRows * kTile;
 
 template <class A>
@@ -36,7 +36,7 @@ struct StageArguments {
   Extent extent;
 
   Tensor empty_like(ScalarType result_dtype) const {
-    return empty(terms[0], extent.rows, result_dtype);
+    return empty(terms[0], shape_vector(terms[0]), extent.rows, result_dtype);
   }
 };
 
@@ -53,8 +53,7 @@ class Stage {
     }
     if (arguments.channel_bias.has_value()) {
       bias_ = bias_layout_.expand(channel_vector<A>(arguments.op, "channel_bias",
-                                                    arguments.channel_bias,
-                                                    arguments.extent.c, 0));
+                                                    arguments.channel_bias, arguments.extent.c, 0));
       coefficients_.push_back(A(1));
     }
   }
@@ -92,9 +91,7 @@ class Stage {
 
  private:
   // Nothing to compute: u is the only term.
-  bool is_copy() const {
-    return terms_.size() == 1 && coefficients_[0] == A(1) && bias_.empty();
-  }
+  bool is_copy() const { return terms_.size() == 1 && coefficients_[0] == A(1) && bias_.empty(); }
 
   void combine(int64_t offset, int64_t n, StageScratch<A>& scratch, A* u) const {
     const int count = static_cast<int>(terms_.size());

@@ -11,8 +11,7 @@ namespace ssp {
 
 StageArguments::StageArguments(const char* op_name, const std::vector<Tensor>& operands,
                                const std::vector<double>& numbers,
-                               const OptionalTensor& coefficient_tensor,
-                               const OptionalTensor& bias)
+                               const OptionalTensor& coefficient_tensor, const OptionalTensor& bias)
     : op(op_name), channel_bias(bias) {
   STD_TORCH_CHECK(!operands.empty() && operands.size() <= kMaxTerms, op,
                   ": terms must hold 1 to 6 tensors, but holds ", operands.size());
@@ -32,9 +31,8 @@ void combine_chunks(const Stage<A>& stage, const Partition& partition) {
   parallel_ranges(partition.chunks(), partition.extent().numel(), [&](int64_t first, int64_t last) {
     StageScratch<A> scratch;
     for (int64_t i = first; i < last; ++i) {
-      for_each_run(partition.chunk(i), true, [&](int64_t offset, int64_t n, int64_t) {
-        stage.run(offset, n, scratch);
-      });
+      for_each_run(partition.chunk(i), true,
+                   [&](int64_t offset, int64_t n, int64_t) { stage.run(offset, n, scratch); });
     }
   });
 }
@@ -87,8 +85,7 @@ void normalize_chunks(const Stage<A>& stage, const Partition& partition,
 }  // namespace
 
 Tensor stage_combine(const std::vector<Tensor>& terms, const std::vector<double>& coefficients,
-                     const OptionalTensor& coefficient_tensor,
-                     const OptionalTensor& channel_bias) {
+                     const OptionalTensor& coefficient_tensor, const OptionalTensor& channel_bias) {
   const StageArguments arguments("stage_combine", terms, coefficients, coefficient_tensor,
                                  channel_bias);
   const Tensor u = arguments.empty_like(arguments.dtype);
@@ -103,8 +100,7 @@ Tensor stage_combine(const std::vector<Tensor>& terms, const std::vector<double>
 std::tuple<Tensor, Tensor, Tensor> stage_moments(const std::vector<Tensor>& terms,
                                                  const std::vector<double>& coefficients,
                                                  const OptionalTensor& coefficient_tensor,
-                                                 const OptionalTensor& channel_bias,
-                                                 bool write_u) {
+                                                 const OptionalTensor& channel_bias, bool write_u) {
   const StageArguments arguments("stage_moments", terms, coefficients, coefficient_tensor,
                                  channel_bias);
   const Tensor u = write_u ? arguments.empty_like(arguments.dtype) : unwanted(arguments.dtype);
@@ -122,9 +118,8 @@ std::tuple<Tensor, Tensor, Tensor> stage_moments(const std::vector<Tensor>& term
 std::tuple<Tensor, Tensor, Tensor> stage_norm_act(
     const std::vector<Tensor>& terms, const std::vector<double>& coefficients,
     const OptionalTensor& coefficient_tensor, const OptionalTensor& channel_bias,
-    const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma,
-    const OptionalTensor& beta, int64_t activation, const std::optional<ScalarType>& z_dtype,
-    bool write_u, bool write_mask) {
+    const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma, const OptionalTensor& beta,
+    int64_t activation, const std::optional<ScalarType>& z_dtype, bool write_u, bool write_mask) {
   const char* op = "stage_norm_act";
   const StageArguments arguments(op, terms, coefficients, coefficient_tensor, channel_bias);
   check_activation_code(op, activation);
@@ -137,10 +132,10 @@ std::tuple<Tensor, Tensor, Tensor> stage_norm_act(
     if (write_u) stage.write_to(u);
     const Partition partition(arguments.extent);
     const int64_t c = arguments.extent.c;
-    const ChannelParameters<A> parameters(
-        partition, channel_vector<A>(op, "mean", mean, c, 0),
-        channel_vector<A>(op, "rstd", rstd, c, 1), channel_vector<A>(op, "gamma", gamma, c, 1),
-        channel_vector<A>(op, "beta", beta, c, 0));
+    const ChannelParameters<A> parameters(partition, channel_vector<A>(op, "mean", mean, c, 0),
+                                          channel_vector<A>(op, "rstd", rstd, c, 1),
+                                          channel_vector<A>(op, "gamma", gamma, c, 1),
+                                          channel_vector<A>(op, "beta", beta, c, 0));
     normalize_chunks(stage, partition, parameters, static_cast<int>(activation), z,
                      write_mask ? OptionalTensor(mask) : std::nullopt);
   });

@@ -1,53 +1,9 @@
 #include "tensors.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <sstream>
 
 namespace ssp {
 namespace {
-
-// Strides of a dense tensor of this shape, the channels innermost if `rows`.
-std::vector<int64_t> dense_strides(const std::vector<int64_t>& shape, bool rows) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t step = 1;
-  const auto take = [&](int64_t d) {
-    strides[d] = step;
-    step *= shape[d] > 1 ? shape[d] : 1;
-  };
-  if (rows) take(1);
-  for (int64_t d = static_cast<int64_t>(shape.size()) - 1; d >= 0; --d) {
-    if (!(rows && d == 1)) take(d);
-  }
-  return strides;
-}
-
-std::vector<int64_t> shape_vector(const Tensor& tensor) {
-  std::vector<int64_t> shape(tensor.dim());
-  for (int64_t d = 0; d < tensor.dim(); ++d) shape[d] = tensor.size(d);
-  return shape;
-}
-
-bool is_dense(const Tensor& tensor, bool rows) {
-  if (tensor.numel() == 0) return true;
-  const std::vector<int64_t> strides = dense_strides(shape_vector(tensor), rows);
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) != 1 && tensor.stride(d) != strides[d]) return false;
-  }
-  return true;
-}
-
-Tensor empty_strided(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
-                     ScalarType dtype) {
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), code,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
 
 void check_floating_cpu(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be a CPU tensor like the others");
@@ -56,41 +12,11 @@ void check_floating_cpu(const char* op, const char* name, const Tensor& tensor) 
 
 }  // namespace
 
-std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
-  text << ']';
-  return text.str();
-}
-
-bool same_shape(const Tensor& a, const Tensor& b) { return shape_vector(a) == shape_vector(b); }
-
-bool is_rows(const Tensor& tensor) {
-  return tensor.dim() > 2 && !is_dense(tensor, false) && is_dense(tensor, true);
-}
-
 bool common_rows(const std::vector<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {
     if (is_rows(tensor)) return true;
   }
   return false;
-}
-
-Tensor dense(const Tensor& tensor, bool rows) {
-  if (is_dense(tensor, rows)) return tensor;
-  Tensor copy = empty(tensor, rows, tensor.scalar_type());
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
-Tensor empty(const Tensor& like, bool rows, ScalarType dtype) {
-  const std::vector<int64_t> shape = shape_vector(like);
-  return empty_strided(shape, dense_strides(shape, rows), dtype);
-}
-
-ScalarType statistics_dtype(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 ScalarType stage_dtype(const char* op, const std::vector<Tensor>& terms) {
@@ -105,7 +31,13 @@ ScalarType stage_dtype(const char* op, const std::vector<Tensor>& terms) {
 }
 
 Tensor empty_shape(const std::vector<int64_t>& shape, ScalarType dtype) {
-  return empty_strided(shape, dense_strides(shape, false), dtype);
+  const std::vector<int64_t> strides = dense_strides(shape, false);
+  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), code,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 Tensor unwanted(ScalarType dtype) { return empty_shape({0}, dtype); }
@@ -132,16 +64,15 @@ void check_activation(const char* op, const char* name, const Tensor& tensor) {
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   check_activation(op, name, tensor);
-  STD_TORCH_CHECK(same_shape(tensor, like), op, ": ", name, " must have the shape ",
-                  shape_of(like), " of the other operands, but has ", shape_of(tensor));
+  STD_TORCH_CHECK(same_shape(tensor, like), op, ": ", name, " must have the shape ", shape_of(like),
+                  " of the other operands, but has ", shape_of(tensor));
 }
 
 void check_mixture(const char* op, const char* name, ScalarType dtype, const char* other_name,
                    ScalarType other) {
-  const bool allowed = dtype == other || (dtype != ScalarType::Double &&
-                                          other != ScalarType::Double &&
-                                          (dtype == ScalarType::Float ||
-                                           other == ScalarType::Float));
+  const bool allowed =
+      dtype == other || (dtype != ScalarType::Double && other != ScalarType::Double &&
+                         (dtype == ScalarType::Float || other == ScalarType::Float));
   STD_TORCH_CHECK(allowed, op, ": ", name, " and ", other_name,
                   " must share a dtype, or be float32 with float16 or bfloat16, but are ", dtype,
                   " and ", other);

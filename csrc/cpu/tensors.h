@@ -2,21 +2,17 @@
 
 // Tensors as the kernels take them: checked, dense in one of the two layouts of _layout.py.
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "layout.h"
 #include "tiles.h"
 
 namespace ssp {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // An activation [N, C, *spatial]; s is the product of the spatial sizes.
@@ -29,15 +25,8 @@ struct Extent {
   int64_t per_channel() const { return n * s; }
 };
 
-std::string shape_of(const Tensor& tensor);
-bool same_shape(const Tensor& a, const Tensor& b);
-
 // The functions of these names in _layout.py.
-bool is_rows(const Tensor& tensor);
 bool common_rows(const std::vector<Tensor>& tensors);
-Tensor dense(const Tensor& tensor, bool rows);
-Tensor empty(const Tensor& like, bool rows, ScalarType dtype);
-ScalarType statistics_dtype(ScalarType dtype);
 ScalarType stage_dtype(const char* op, const std::vector<Tensor>& terms);
 
 Tensor empty_shape(const std::vector<int64_t>& shape, ScalarType dtype);

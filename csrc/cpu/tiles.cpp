@@ -14,6 +14,14 @@
 #include "math/combine.h"
 #include "math/normalize.h"
 
+// The iterations of the loop that follows touch no memory in common: results never alias operands.
+// (Left to itself, the compiler gives up where more than a few pairs would have to be compared.)
+#if defined(__clang__)
+#define SSP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SSP_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace ssp {
 namespace {
 
@@ -31,7 +39,7 @@ struct Parameter {
     if constexpr (kPerElement) return values[i];
     return value;
   }
-  const A* __restrict__ values;
+  const A* values;
   A value;
 };
 
@@ -65,6 +73,7 @@ void load(Dtype dtype, const void* from, A* to, int64_t n) {
   if (dtype == Dtype::kHalf) {
     if constexpr (sizeof(A) == sizeof(float)) from_half(bits, to, n);
   } else if (dtype == Dtype::kBfloat16) {
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) to[i] = from_bfloat16(bits[i]);
   } else {
     memcpy(to, from, n * sizeof(A));
@@ -77,6 +86,7 @@ void store(Dtype dtype, const A* from, void* to, int64_t n) {
   if (dtype == Dtype::kHalf) {
     if constexpr (sizeof(A) == sizeof(float)) to_half(from, bits, n);
   } else if (dtype == Dtype::kBfloat16) {
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) bits[i] = to_bfloat16(from[i]);
   } else {
     memcpy(to, from, n * sizeof(A));
@@ -86,8 +96,7 @@ void store(Dtype dtype, const A* from, void* to, int64_t n) {
 // --- elementwise --------------------------------------------------------------------------------
 
 template <int kCount, class A>
-void combine_loop(const A* const* terms, const A* coefficients, const A* bias,
-                  A* __restrict__ out, int64_t n) {
+void combine_loop(const A* const* terms, const A* coefficients, const A* bias, A* out, int64_t n) {
   const A* t[kCount];
   A c[kCount];
   for (int k = 0; k < kCount; ++k) {
@@ -100,9 +109,11 @@ void combine_loop(const A* const* terms, const A* coefficients, const A* bias,
     return weighted_sum<kCount>(c, values);
   };
   if (bias == nullptr) {
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) out[i] = element(i);
   } else {
     const A b = *bias;
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) out[i] = element(i) + b;
   }
 }
@@ -130,10 +141,10 @@ void combine(int count, const A* const* terms, const A* coefficients, const A* b
 }
 
 template <class A>
-void normalize_act(int activation, const Parameters<A>& p, const A* u, A* z_out, int64_t n) {
+void normalize_act(int activation, const Parameters<A>& p, const A* u, A* z, int64_t n) {
   specialize(activation, p.per_element, [&]<int kActivation, bool kPerElement>() {
     const Parameter<A, kPerElement> mean(p.mean), rstd(p.rstd), gamma(p.gamma), beta(p.beta);
-    A* __restrict__ z = z_out;
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
       const A xhat = normalized(u[i], mean[i], rstd[i]);
       z[i] = activate<kActivation>(affine(xhat, gamma[i], beta[i]));
@@ -146,6 +157,7 @@ void pack_mask(const A* z, uint8_t* bits, int64_t n) {
   for (int64_t begin = 0; begin < n; begin += kTile) {
     const int64_t count = smaller(n - begin, kTile);
     uint8_t positive[kTile + 8];
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < count; ++i) positive[i] = is_positive(z[begin + i]);
     memset(positive + count, 0, 8);
     for (int64_t i = 0; i < count; i += 8) {
@@ -168,34 +180,33 @@ void unpack_mask(const uint8_t* bits, uint8_t* positive, int64_t n) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     bytes = __builtin_bswap64(bytes);
 #endif
-    memcpy(positive + i, &bytes, smaller(n - i, 8));
+    memcpy(positive + i, &bytes, 8);
   }
 }
 
 template <class A>
 void backward_terms(int activation, const Parameters<A>& p, A scale, const A* dz, const A* u,
-                    A* dy_out, A* dy_xhat_out, int64_t n) {
+                    A* dys, A* dy_xhats, int64_t n) {
   specialize(activation, p.per_element, [&]<int kActivation, bool kPerElement>() {
     const Parameter<A, kPerElement> mean(p.mean), rstd(p.rstd), gamma(p.gamma), beta(p.beta);
-    A* __restrict__ dys = dy_out;
-    A* __restrict__ dy_xhats = dy_xhat_out;
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
       const A xhat = normalized(u[i], mean[i], rstd[i]);
       const A y = affine(xhat, gamma[i], beta[i]);
       const A dy = activation_backward<kActivation>(scale * dz[i], y);
-      dys[i] = dy;
-      dy_xhats[i] = dy * xhat;
+      dys[i] = kPerElement ? dys[i] + dy : dy;
+      dy_xhats[i] = kPerElement ? dy_xhats[i] + dy * xhat : dy * xhat;
     }
   });
 }
 
 template <class A>
-void backward(int activation, const Parameters<A>& p, A scale, const A* dz, const A* u, A* du_out,
+void backward(int activation, const Parameters<A>& p, A scale, const A* dz, const A* u, A* du,
               int64_t n) {
   specialize(activation, p.per_element, [&]<int kActivation, bool kPerElement>() {
     const Parameter<A, kPerElement> mean(p.mean), rstd(p.rstd), gamma(p.gamma), beta(p.beta);
-    A* __restrict__ du = du_out;
     if (p.mean_dy == nullptr) {
+      SSP_INDEPENDENT
       for (int64_t i = 0; i < n; ++i) {
         const A y = affine(normalized(u[i], mean[i], rstd[i]), gamma[i], beta[i]);
         const A dy = activation_backward<kActivation>(scale * dz[i], y);
@@ -204,6 +215,7 @@ void backward(int activation, const Parameters<A>& p, A scale, const A* dz, cons
       return;
     }
     const Parameter<A, kPerElement> mean_dy(p.mean_dy), mean_dy_xhat(p.mean_dy_xhat);
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
       const A xhat = normalized(u[i], mean[i], rstd[i]);
       const A y = affine(xhat, gamma[i], beta[i]);
@@ -215,10 +227,10 @@ void backward(int activation, const Parameters<A>& p, A scale, const A* dz, cons
 
 template <class A>
 void backward_masked(int activation, const Parameters<A>& p, A scale, const A* dz,
-                     const uint8_t* positive, A* du_out, int64_t n) {
+                     const uint8_t* positive, A* du, int64_t n) {
   specialize(activation, p.per_element, [&]<int kActivation, bool kPerElement>() {
     const Parameter<A, kPerElement> rstd(p.rstd), gamma(p.gamma);
-    A* __restrict__ du = du_out;
+    SSP_INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
       const A dy = masked<kActivation>(scale * dz[i], positive[i] != 0);
       du[i] = input_gradient(dy, rstd[i], gamma[i]);
@@ -228,14 +240,15 @@ void backward_masked(int activation, const Parameters<A>& p, A scale, const A* d
 
 // --- sums ---------------------------------------------------------------------------------------
 
-template <class A>
-SSP_HD double fold(const A (&lanes)[kLanes]) {
-  double sums[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) sums[j] = lanes[j];
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+// The sum of the lanes, halves onto halves; in place, because a copy would stall on its own stores.
+template <int64_t kHalf = kLanes / 2, class A>
+SSP_HD double fold(A (&lanes)[kLanes]) {
+  for (int64_t j = 0; j < kHalf; ++j) lanes[j] += lanes[j + kHalf];
+  if constexpr (kHalf > 1) {
+    return fold<kHalf / 2>(lanes);
+  } else {
+    return lanes[0];
   }
-  return sums[0];
 }
 
 template <class A>
@@ -281,8 +294,14 @@ void column_squares(const A* x, int64_t rows, int64_t stride, int64_t width, con
 
 template <class A>
 double run_sum(const A* x, int64_t n) {
-  double lanes[kLanes] = {};
-  int64_t i = 0;
+  double lanes[kLanes];
+  if (n < kLanes) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+    return sum;
+  }
+  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = x[j];
+  int64_t i = kLanes;
   for (; i + kLanes <= n; i += kLanes) {
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] += x[i + j];
   }
@@ -332,23 +351,25 @@ double run_dot(const A* a, const A* b, int64_t n) {
 
 template <class A>
 void linf_steps(const A* x_adv, const A* grad, const A* x, A step_size, A eps, A low, A high,
-                A* __restrict__ out, int64_t n) {
+                A* out, int64_t n) {
+  SSP_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     out[i] = linf_step(x_adv[i], grad[i], x[i], step_size, eps, low, high);
   }
 }
 
 template <class A>
-void l2_displacements(const A* x_adv, const A* grad, const A* x, A step_size, A length,
-                      A* __restrict__ out, int64_t n) {
+void l2_displacements(const A* x_adv, const A* grad, const A* x, A step_size, A length, A* out,
+                      int64_t n) {
+  SSP_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) {
     out[i] = l2_displacement(x_adv[i], grad[i], x[i], step_size, length);
   }
 }
 
 template <class A>
-void l2_projections(const A* x, const A* displacement, A shrink, A low, A high,
-                    A* __restrict__ out, int64_t n) {
+void l2_projections(const A* x, const A* displacement, A shrink, A low, A high, A* out, int64_t n) {
+  SSP_INDEPENDENT
   for (int64_t i = 0; i < n; ++i) out[i] = l2_projection(x[i], displacement[i], shrink, low, high);
 }
 

@@ -37,11 +37,13 @@ struct TileKernels {
                   int64_t n);
   // z = act(gamma xhat + beta)
   void (*normalize_act)(int activation, const Parameters<A>& p, const A* u, A* z, int64_t n);
-  // One bit per element of z: is_positive(z), which is is_positive(y) where act is piecewise linear.
+  // One bit per element of z: is_positive(z), which is is_positive(y) where act is piecewise
+  // linear.
   void (*pack_mask)(const A* z, uint8_t* bits, int64_t n);
+  // `positive` has room for n rounded up to a multiple of 8.
   void (*unpack_mask)(const uint8_t* bits, uint8_t* positive, int64_t n);
 
-  // dy and dy xhat
+  // dy and dy xhat; added to what is there where parameters are per element.
   void (*backward_terms)(int activation, const Parameters<A>& p, A scale, const A* dz, const A* u,
                          A* dy, A* dy_xhat, int64_t n);
   // du without the extras

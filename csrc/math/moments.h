@@ -11,9 +11,8 @@ struct Moments {
   double count = 0;
 };
 
-// The moments of a set from its sum and that of (element - centre)^2, for a centre near its mean.
-SSP_HD Moments moments_about(double centre, double sum, double squares, double count) {
-  const double mean = sum / count;
+// The moments of a set from its mean and the sum of (element - centre)^2, for a centre near it.
+SSP_HD Moments moments_about(double centre, double mean, double squares, double count) {
   const double m2 = squares - count * ((mean - centre) * (mean - centre));
   return {mean, m2 < 0 ? 0 : m2, count};
 }
@@ -24,9 +23,10 @@ SSP_HD Moments merge(const Moments& a, const Moments& b) {
   if (b.count == 0) return a;
   if (a.count == 0) return b;
   const double count = a.count + b.count;
+  const double weight = b.count / count;
   const double delta = b.mean - a.mean;
-  return {(a.count * a.mean + b.count * b.mean) / count,
-          a.m2 + b.m2 + delta * delta * (a.count * b.count / count), count};
+  return {(1 - weight) * a.mean + weight * b.mean, a.m2 + b.m2 + delta * delta * (a.count * weight),
+          count};
 }
 
 }  // namespace ssp

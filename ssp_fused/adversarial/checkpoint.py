@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -63,9 +64,12 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint {path}")
+    # Read apart from parsing: what is wrong with the bytes is no error of the file system, but
+    # torch reports some of it as one.
+    contents = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        state = torch.load(contents, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: not a checkpoint ({_first_line(error)})") from error
     missing = [key for key in _KEYS if not isinstance(state, dict) or key not in state]
     if missing:

@@ -197,4 +197,9 @@ def build_network(spec: dict[str, Any]) -> nn.Module:
     """
     if spec["network"] not in NETWORKS:
         raise ValueError(f"unknown network {spec['network']!r}; known: {', '.join(NETWORKS)}")
-    return NETWORKS[spec["network"]][0](**spec["arguments"])
+    network = NETWORKS[spec["network"]][0](**spec["arguments"])
+    if spec["network"] == "mnist":
+        # Faster on CPUs. Not for the others: on CPUs, torch 2.13's backward of a 1x1 convolution
+        # with stride 2 and fewer than 8 input channels corrupts memory in this layout.
+        network = network.to(memory_format=torch.channels_last)
+    return network
