@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 from pathlib import Path
@@ -63,3 +64,17 @@ def _load(library: str) -> str | None:
     except (OSError, RuntimeError) as error:
         return f"{path} does not load into torch {torch.__version__}: {error}"
     return None
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that the CPU kernels use ("avx512", "avx2" or "baseline"), None without kernels.
+
+    The best one this processor has, or the one that the environment variable ``SSP_FUSED_CPU_ISA`` names (None too
+    where it names one that cannot be used: a kernel's call says so).
+    """
+    if load("ops") is not None:
+        return None
+    name = ctypes.CDLL(str(_LIBRARIES["ops"])).ssp_fused_cpu_isa
+    name.restype = ctypes.c_char_p
+    value = name()
+    return None if value is None else value.decode()

@@ -211,6 +211,7 @@ def _info(_: argparse.Namespace) -> None:
     print("backends:")
     for name, reason in available_backends().items():
         print(f"  {name:<10} {reason or 'usable'}")
+    print(f"instruction set of the CPU kernels: {_extension.cpu_isa() or 'none'}")
     print("build:")
     for name, value in _extension.build_info().items():
         if name != "left_out":

@@ -272,7 +272,7 @@ class AdaptiveSSPBlock(_PreActivation):
             last = torch.cat([last[:1], self.step_size * last[1:]])
         _, z = _fusion.norm_act(self.norm1, self.activation, [x], updates=2)
         slope, bias = self._slope(z, updates=2)
-        u, z = _fusion.norm_act(
+        _, z = _fusion.norm_act(
             self.norm1, self.activation, [x, slope], first, _scaled(bias, first[1])
         )
         later, bias = self._slope(z)

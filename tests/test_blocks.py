@@ -224,7 +224,7 @@ def running_statistics(block, x, steps, forward):
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_running_statistics_after_several_steps(kind, momentum):
-    """Against torch.nn.BatchNorm2d, which sees every evaluation of F, twice where the published code evaluates twice."""
+    """Against torch.nn.BatchNorm2d, which sees every evaluation of F, repeated ones too."""
     block = randomize(make(kind, 4, momentum=momentum), 0)
     twin = copy.deepcopy(block)
     x = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64)

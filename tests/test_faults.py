@@ -47,7 +47,7 @@ def swapped_gamma(op):
 
 def dropped_extra(op):
     def backward(*arguments):
-        *head, extras, coefficients, tensor, write_z = arguments
+        *head, _, _, tensor, write_z = arguments
         return op(*head, [], [], tensor, write_z)
 
     return backward
