@@ -306,12 +306,22 @@ def test_gradcheck(kind, norm):
     assert torch.autograd.gradcheck(function, (x, *named.values()), nondet_tol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("kind", ["ssp22", "ssp33", "adaptive", "downsample"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    ("kind", "norm", "training"),
+    [
+        *cases(BLOCKS, ["batch"], [True]),
+        *cases(["ssp22", "adaptive", "downsample"], ["batch", "group"], [False]),
+        *cases(["ssp33", "adaptive", "downsample"], ["group"], [True]),
+    ],
+    ids=str,
+)
 def test_gradgradcheck(kind, norm, training):
     block = randomize(make(kind, 2, norm=norm, activation="silu"), 0).train(training)
-    x = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    # The higher the order of a derivative, the worse finite differences see it: keep the branch tame.
+    with torch.no_grad():
+        for conv in (block.conv1, block.conv2):
+            conv.weight.mul_(0.3)
+    x = torch.randn(3, 2, 2, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(block, (x,), atol=1e-4)
 
 
