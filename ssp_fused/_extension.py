@@ -14,7 +14,6 @@ _PACKAGE = Path(__file__).resolve().parent
 _LIBRARIES = {"ops": _PACKAGE / "_lib" / "ops.so", "cuda": _PACKAGE / "_lib" / "cuda.so"}
 _BINARIES = ("_ops", "_cuda", "_C")
 
-# A plain dict and no functools.cache, which torch.compile does not see through.
 _loaded: dict[str, str | None] = {}
 
 
@@ -39,6 +38,7 @@ def build_info() -> dict:
     }
 
 
+@torch.compiler.assume_constant_result
 def load(library: str) -> str | None:
     """Load the library ``"ops"`` (CPU kernels) or ``"cuda"`` (CUDA kernels), once.
 

@@ -420,6 +420,22 @@ def test_autocast_and_grad_dtypes():
     assert all(p.grad.dtype == torch.float32 for p in block.parameters())
 
 
+@pytest.mark.parametrize("kind", ["ssp33", "adaptive", "downsample"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiles_without_a_graph_break(kind, training):
+    """The ops are opaque to a compiler, the Functions around them are not."""
+    block = randomize(make(kind, 4), 0).train(training).requires_grad_(training)
+    compiled = torch.compile(copy.deepcopy(block), backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        y, expected = compiled(x), block(x)
+        assert torch.equal(y, expected)
+        assert torch.equal(*(torch.autograd.grad(out.sum(), x)[0] for out in (y, expected)))
+    torch.testing.assert_close(
+        dict(compiled._orig_mod.named_buffers()), dict(block.named_buffers())
+    )
+
+
 def test_integrator_calls_the_branch_as_it_is():
     branch = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
     x = torch.randn(3, 4, requires_grad=True)

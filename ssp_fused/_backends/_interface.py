@@ -41,7 +41,6 @@ class CompiledBackend(Backend):
         self.name = name
         self._library = library
         self._device = device
-        self._missing: dict[str, bool] = {}
 
     @property
     def ops(self) -> Any:
@@ -59,12 +58,17 @@ class CompiledBackend(Backend):
         reason = self.unavailable()
         if reason is not None:
             return reason
-        missing = [op for op in ops if self._lacks(op)]
+        missing = [op for op in ops if not _has_kernel(op, self._device.upper())]
         return f"it has no {', '.join(missing)}" if missing else None
 
-    def _lacks(self, op: str) -> bool:
-        if op not in self._missing:
-            key = self._device.upper()
-            registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"ssp_fused::{op}", key)
-            self._missing[op] = not registered
-        return self._missing[op]
+
+@torch.compiler.assume_constant_result
+def _has_kernel(op: str, dispatch_key: str) -> bool:
+    """Whether the library, once loaded, implements the op; a constant, also where a compiler traces."""
+    if (op, dispatch_key) not in _kernels:
+        registered = torch._C._dispatch_has_kernel_for_dispatch_key
+        _kernels[op, dispatch_key] = registered(f"ssp_fused::{op}", dispatch_key)
+    return _kernels[op, dispatch_key]
+
+
+_kernels: dict[tuple[str, str], bool] = {}
