@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from . import functional
@@ -34,7 +35,7 @@ def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:
         reason = f"it is none of {', '.join(t.__name__ for t in types)}"
     elif "forward" in vars(module):
         reason = "its forward was replaced"
-    elif any(getattr(module, hooks) for hooks in _HOOKS):
+    elif any(getattr(module, hooks) for hooks in _HOOKS) or _has_any_global_hook():
         reason = "it has hooks"
     else:
         return True

@@ -389,6 +389,18 @@ def test_submodules_are_not_bypassed(where, change, caplog):
         torch.testing.assert_close(y, twin(x))
 
 
+def test_hooks_on_all_modules_are_not_bypassed():
+    called = []
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, *_: called.append(type(module).__name__)
+    )
+    try:
+        make("euler", 4)(torch.randn(2, 4, 5, 5, dtype=torch.float64))
+    finally:
+        handle.remove()
+    assert called == ["BatchNorm2d", "Conv2d", "BatchNorm2d", "Conv2d", "SSPBlock"]
+
+
 class Scale(torch.nn.Module):
     def __init__(self, calls):
         super().__init__()
