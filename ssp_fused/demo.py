@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m ssp_fused.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--epochs", type=int, default=10, help="default: 10")
+    parser.add_argument("--epochs", type=int, default=6, help="default: 6")
     parser.add_argument("--device", help="default: a GPU if there is one")
     options = parser.parse_args(arguments)
     device = checked_device(options.device)
