@@ -18,6 +18,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLOCKS = (*schemes.names(), "adaptive", "downsample")
+# Torch 2.13's CPU backward of the shortcut's 1x1 convolution with stride 2 writes out of bounds where a channels-last
+# input has fewer than 8 channels and even height and width: keep away from it.
+ODD = (3, 5, 7, 5)
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
 PLAIN = {"relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, 0.01), "silu": F.silu}
 PLAIN["identity"] = lambda y: y
@@ -162,7 +165,7 @@ def judge(kind, shape, *, dtype=torch.float32, layout="planes", training=True, *
 @pytest.mark.parametrize("norm", ["batch", "group", "instance"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_scheme_and_norm(kind, norm, training):
-    judge(kind, (3, 5, 6, 4), norm=norm, training=training)
+    judge(kind, ODD, norm=norm, training=training)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -180,7 +183,7 @@ def test_activations_and_layouts(activation, layout, training):
     for kind, norm in (("ssp22", "batch"), ("downsample", "group")):
         judge(
             kind,
-            (2, 7, 5, 4),
+            ODD,
             norm=norm,
             activation=activation,
             layout=layout,

@@ -154,7 +154,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(form):
 
 @pytest.mark.parametrize("layout", ["planes", "rows"])
 def test_blocks_repeat_bit_for_bit(layout):
-    runs = [everything(0, (3, 4, 9, 8), torch.float32, layout) for _ in range(2)]
+    runs = [everything(0, (3, 4, 9, 7), torch.float32, layout) for _ in range(2)]
     assert all(map(torch.equal, *runs))
 
 
