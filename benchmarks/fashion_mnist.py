@@ -1,7 +1,7 @@
 """README's Fashion-MNIST table: `python -m benchmarks.fashion_mnist [--out DIR]`.
 
 PGD-7-trains SSP networks beside ResNets with as many parameters, and with as many evaluations of F, on part of
-Fashion-MNIST; evaluates each on the whole test set. One seed and few epochs, about 15 minutes on one CPU core.
+Fashion-MNIST; evaluates each on the whole test set. One seed and few epochs, under half an hour on one CPU core.
 """
 
 from __future__ import annotations

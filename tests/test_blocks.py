@@ -9,7 +9,7 @@ from accuracy import cases, check, generator, lay_out
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssp_fused
-from ssp_fused import reference, schemes
+from ssp_fused import _fusion, reference, schemes
 from ssp_fused.nn import AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPIntegrator
 
 pytestmark = pytest.mark.skipif(
@@ -367,7 +367,7 @@ def test_attack_on_a_frozen_block_keeps_no_activation_of_the_norms():
 
 @pytest.mark.parametrize("where", ["norm1", "conv1", "norm2", "conv2"])
 @pytest.mark.parametrize("change", ["hook", "pre-hook", "replaced", "parametrized", "forward"])
-def test_submodules_are_not_bypassed(where, change, caplog):
+def test_submodules_are_not_bypassed(where, change):
     """Hooks run, replacements and parametrizations take effect, and the result is the module-by-module one."""
     block = randomize(make("ssp22", 4), 0)
     module, calls = getattr(block, where), []
@@ -390,6 +390,17 @@ def test_submodules_are_not_bypassed(where, change, caplog):
     assert len(calls) == 2
     with ssp_fused.use_backend("reference"):
         torch.testing.assert_close(y, twin(x))
+
+
+def test_unfused_submodules_are_reported_once(caplog, monkeypatch):
+    monkeypatch.setattr(_fusion, "_said", set())
+    block = make("ssp33", 4)
+    block.conv1.register_forward_hook(lambda *_: None)
+    for _ in range(2):
+        block(torch.randn(2, 4, 5, 5, dtype=torch.float64))
+    assert [r.message for r in caplog.records] == [
+        "a Conv2d in a block is called as it is, unfused: it has hooks"
+    ]
 
 
 def test_hooks_on_all_modules_are_not_bypassed():

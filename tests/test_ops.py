@@ -305,7 +305,7 @@ def norm_act_backward_by(layout, dtype, shape, activation):
 
 
 def test_norm_act_backward_by_mask(form, shape):
-    """The mask that forward wrote gives the gradient that u gives."""
+    """By the packed mask alone, without u."""
     for activation in activations(form[1], shape, ("identity", "relu", "leaky_relu")):
         norm_act_backward_by_mask(*form, shape, activation)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_kernels: dict[tuple[str, str], bool] = {}
+
 
 class Backend(ABC):
     """One implementation of the ops.
@@ -69,6 +71,3 @@ def _has_kernel(op: str, dispatch_key: str) -> bool:
         registered = torch._C._dispatch_has_kernel_for_dispatch_key
         _kernels[op, dispatch_key] = registered(f"ssp_fused::{op}", dispatch_key)
     return _kernels[op, dispatch_key]
-
-
-_kernels: dict[tuple[str, str], bool] = {}
