@@ -20,7 +20,7 @@ from .reference import torch_activation
 _log = logging.getLogger("ssp_fused")
 _said: set[str] = set()
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _NORMS = (*_BATCH_NORMS, nn.GroupNorm)
 
@@ -33,17 +33,27 @@ def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:
     kind = parametrize.type_before_parametrizations(module)
     if kind not in types:
         reason = f"it is none of {', '.join(t.__name__ for t in types)}"
-    elif "forward" in vars(module):
-        reason = "its forward was replaced"
-    elif any(getattr(module, hooks) for hooks in _HOOKS) or _has_any_global_hook():
-        reason = "it has hooks"
     else:
-        return True
-    message = f"a {kind.__name__} in a block is called as it is, unfused: {reason}"
+        reason = additions(module)
+    if reason is not None:
+        report(f"a {kind.__name__} in a block is called as it is, unfused: {reason}")
+    return reason is None
+
+
+def additions(module: nn.Module) -> str | None:
+    """What a call of the module would do beyond its class's ``forward``."""
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    if any(getattr(module, hooks) for hooks in HOOKS) or _has_any_global_hook():
+        return "it has hooks"
+    return None
+
+
+def report(message: str) -> None:
+    """Log the message, once."""
     if not torch.compiler.is_compiling() and message not in _said:
         _said.add(message)
         _log.warning(message)
-    return False
 
 
 def convolve(conv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -51,6 +61,17 @@ def convolve(conv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
     if not _fusable(conv, nn.Conv2d):
         return conv(z), None
     return conv._conv_forward(z, conv.weight, None), conv.bias
+
+
+def shortcut(module: nn.Module, z: Tensor) -> Tensor:
+    """``module(z)``, where a convolution and a norm in a row are fused."""
+    parts = list(module) if isinstance(module, nn.Sequential) else []
+    if not (len(parts) == 2 and _fusable(module, nn.Sequential)):
+        return module(z)
+    conv, norm = parts
+    inner, bias = convolve(conv, z)
+    _, out = norm_act(norm, "identity", [inner], channel_bias=bias)
+    return out
 
 
 def combine(

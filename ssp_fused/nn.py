@@ -75,24 +75,48 @@ class _PreActivation(nn.Module):
         self.norm2 = make_norm(norm, out_channels, **norms)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias, **place)
 
-    def _by_reference(self, x: Tensor) -> bool:
-        return select(BLOCK_OPS, (x,)) is _REFERENCE
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for ``x``."""
+        return self._plain(x) if select(BLOCK_OPS, (x,)) is _REFERENCE else self._fused(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The block, module by module."""
+        raise NotImplementedError
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """The block, with one op between two convolutions."""
+        raise NotImplementedError
+
+    @property
+    def _activation(self) -> str:
+        return self.activation
 
     def _act(self, y: Tensor) -> Tensor:
-        return reference.torch_activation(y, activation_index(self.activation))
+        return reference.torch_activation(y, activation_index(self._activation))
 
-    def residual(self, u: Tensor) -> Tensor:
+    def _branch(self, u: Tensor) -> Tensor:
         """F(u), module by module."""
-        return self._after_norm1(self._act(self.norm1(u)))
-
-    def _after_norm1(self, z: Tensor) -> Tensor:
+        z = self._act(self.norm1(u))
         return self.conv2(self._act(self.norm2(self.conv1(z))))
+
+    def _first(
+        self,
+        terms: Sequence[Tensor],
+        coefficients: Coefficients | None = None,
+        channel_bias: Tensor | None = None,
+        *,
+        updates: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        """A stage u and z = act(norm1(u)), as ``_fusion.norm_act``."""
+        return _fusion.norm_act(
+            self.norm1, self._activation, terms, coefficients, channel_bias, updates=updates
+        )
 
     def _slope(self, z: Tensor, *, updates: int = 1) -> tuple[Tensor, Tensor | None]:
         """F(u) from z = act(norm1(u)), and the bias that it still lacks."""
         inner, inner_bias = _fusion.convolve(self.conv1, z)
         _, z = _fusion.norm_act(
-            self.norm2, self.activation, [inner], channel_bias=inner_bias, updates=updates
+            self.norm2, self._activation, [inner], channel_bias=inner_bias, updates=updates
         )
         return _fusion.convolve(self.conv2, z)
 
@@ -154,13 +178,13 @@ class SSPBlock(_PreActivation):
         self.scheme = scheme
         self.step_size = step_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One step from ``x``."""
-        if self._by_reference(x):
-            return reference.ssp_step(x, self.residual, self.scheme, self.step_size)
+    def _plain(self, x: Tensor) -> Tensor:
+        return reference.ssp_step(x, self._branch, self.scheme, self.step_size)
+
+    def _fused(self, x: Tensor) -> Tensor:
         stages, slopes = [x], []
         bias: Tensor | None = None
-        _, z = _fusion.norm_act(self.norm1, self.activation, [x])
+        _, z = self._first([x])
         for alpha, beta in zip(self.scheme.alpha, self.scheme.beta, strict=True):
             slope, bias = self._slope(z)
             slopes.append(slope)
@@ -168,13 +192,13 @@ class SSPBlock(_PreActivation):
             stage = _stage(stages, slopes, alpha, beta, bias)
             if len(slopes) == self.scheme.stages:
                 return _fusion.combine(*stage)
-            u, z = _fusion.norm_act(self.norm1, self.activation, *stage)
+            u, z = self._first(*stage)
             stages.append(u)
         raise AssertionError("a scheme has at least one stage")
 
     def extra_repr(self) -> str:
         """Scheme, activation and step size."""
-        return f"{self.scheme.name}, activation={self.activation}, step_size={self.step_size}"
+        return f"{self.scheme.name}, activation={self._activation}, step_size={self.step_size}"
 
 
 def _stage(
@@ -262,25 +286,23 @@ class AdaptiveSSPBlock(_PreActivation):
             torch.tensor(float(b10), device=device, dtype=dtype), requires_grad=learn_b10
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """One step from ``x``."""
-        if self._by_reference(x):
-            return reference.adaptive_step(x, self.residual, self.a21, self.b10, self.step_size)
+    def _plain(self, x: Tensor) -> Tensor:
+        return reference.adaptive_step(x, self._branch, self.a21, self.b10, self.step_size)
+
+    def _fused(self, x: Tensor) -> Tensor:
         first, last = reference.adaptive_coefficients(self.a21, self.b10)
         if self.step_size != 1:
             first = torch.cat([first[:1], self.step_size * first[1:]])
             last = torch.cat([last[:1], self.step_size * last[1:]])
-        _, z = _fusion.norm_act(self.norm1, self.activation, [x], updates=2)
+        _, z = self._first([x], updates=2)
         slope, bias = self._slope(z, updates=2)
-        _, z = _fusion.norm_act(
-            self.norm1, self.activation, [x, slope], first, _scaled(bias, first[1])
-        )
+        _, z = self._first([x, slope], first, _scaled(bias, first[1]))
         later, bias = self._slope(z)
         return _fusion.combine([x, slope, later], last, _scaled(bias, last[1] + last[2]))
 
     def extra_repr(self) -> str:
         """Activation and step size."""
-        return f"activation={self.activation}, step_size={self.step_size}"
+        return f"activation={self._activation}, step_size={self.step_size}"
 
 
 def _scaled(bias: Tensor | None, factor: Tensor) -> Tensor | None:
@@ -344,21 +366,19 @@ class PreActDownsample(_PreActivation):
             make_norm(channels=out_channels, **norms),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shortcut plus branch."""
-        if self._by_reference(x):
-            shortcut = self.downsample(self._act(self.norm1(x)))
-            return shortcut + self.residual(x)
-        _, z = _fusion.norm_act(self.norm1, self.activation, [x], updates=2)
-        conv, norm = self.downsample
-        shortcut, shortcut_bias = _fusion.convolve(conv, z)
-        _, shortcut = _fusion.norm_act(norm, "identity", [shortcut], channel_bias=shortcut_bias)
+    def _plain(self, x: Tensor) -> Tensor:
+        shortcut = self.downsample(self._act(self.norm1(x)))
+        return shortcut + self._branch(x)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        _, z = self._first([x], updates=2)
+        shortcut = _fusion.shortcut(self.downsample, z)
         branch, bias = self._slope(z)
         return _fusion.combine([shortcut, branch], [1.0, 1.0], bias)
 
     def extra_repr(self) -> str:
         """Activation."""
-        return f"activation={self.activation}"
+        return f"activation={self._activation}"
 
 
 class SSPStack(nn.Sequential):

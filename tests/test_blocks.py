@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssp_fused
 from ssp_fused import _fusion, reference, schemes
-from ssp_fused.nn import AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPIntegrator
+from ssp_fused.nn import AdaptiveSSPBlock, PreActDownsample, SSPBlock
 
 pytestmark = pytest.mark.skipif(
     ssp_fused.available_backends()["cpu"] is not None,
@@ -460,16 +460,6 @@ def test_compiles_without_a_graph_break(kind, training):
     torch.testing.assert_close(
         dict(compiled._orig_mod.named_buffers()), dict(block.named_buffers())
     )
-
-
-def test_integrator_calls_the_branch_as_it_is():
-    branch = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GELU(), torch.nn.Linear(8, 4))
-    x = torch.randn(3, 4, requires_grad=True)
-    for scheme in schemes.names():
-        step = SSPIntegrator(branch, scheme, step_size=0.5)
-        expected = reference.ssp_step(x, branch, schemes.get(scheme), 0.5)
-        torch.testing.assert_close(step(x), expected)
-        torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x) for y in (step(x), expected)))
 
 
 def test_long_rows_of_a_users_scheme():
