@@ -1,6 +1,7 @@
 """Data sets: contents, splits, batches, and what damaged files get."""
 
 import gzip
+import hashlib
 import struct
 from pathlib import Path
 
@@ -9,7 +10,21 @@ import torch
 
 from ssp_fused import data
 from ssp_fused.data import digits, idx
+from ssp_fused.data.files import ENVIRONMENT
 from ssp_fused.data.splits import ImageSet, stratified_split
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data of this machine is found by chance."""
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def any_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST's files may have any contents."""
+    monkeypatch.setattr(idx, "MNIST_SHA256", None)
 
 
 def test_digits() -> None:
@@ -58,10 +73,21 @@ def test_stratified_split() -> None:
         assert counts == [round(share * size) for size in (100, 50, 10)]
     assert stratified_split(labels, (0.1, 0.2), "key") == [train, val, test]
     assert stratified_split(labels, (0.1, 0.2), "other")[1] != val
+    (mixed,) = stratified_split(labels, (), "key")
+    assert sorted(mixed) == list(range(160))
+    assert {labels[index] for index in mixed[:40]} == {0, 1, 2}
     # A cut of the first images must be a fair sample: --limit takes one.
     assert {labels[index] for index in train[:40]} == {0, 1, 2}
     first = sum(labels[index] == 0 for index in train[: len(train) // 2])
     assert 25 <= first <= 45
+
+
+def test_named_samples_keep_their_part_when_others_are_added() -> None:
+    names = [f"{index}.png" for index in range(400)]
+    parts = [{names[i] for i in part} for part in stratified_split([0] * 400, (0.1,), "k", names)]
+    more = [*names[:123], "new.png", *names[123:]]
+    moved = [{more[i] for i in part} for part in stratified_split([0] * 401, (0.1,), "k", more)]
+    assert len(parts[1] ^ (moved[1] - {"new.png"})) <= 2
 
 
 def test_batches_cover_the_set_once_in_the_seed_s_order() -> None:
@@ -112,6 +138,7 @@ def write_folder(folder: Path, *, compressed: bool) -> tuple[torch.Tensor, torch
 
 
 @pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.usefixtures("any_mnist")
 def test_idx_folder(tmp_path: Path, compressed: bool) -> None:
     images, labels = write_folder(tmp_path / "mnist", compressed=compressed)
     splits = data.load("mnist", tmp_path)
@@ -124,27 +151,87 @@ def test_idx_folder(tmp_path: Path, compressed: bool) -> None:
         assert known[bytes(image.numpy())] == int(label)
 
 
+@pytest.mark.usefixtures("any_mnist")
 def test_data_folder_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(idx.ENVIRONMENT, raising=False)
-    with pytest.raises(FileNotFoundError, match="--data-dir"):
+    with pytest.raises(FileNotFoundError, match=r"cache.*--download.*--data-dir"):
         data.load("mnist")
     write_folder(tmp_path, compressed=True)
-    monkeypatch.setenv(idx.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     assert len(data.load("mnist").test) == 7
     # A folder that was asked for is the only one looked at.
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere") as raised:
         data.load("mnist", tmp_path / "nowhere")
+    assert "cache" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("any_mnist")
+def test_data_in_the_cache_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cache" / "ssp_fused" / "mnist", compressed=True)
+    assert len(data.load("mnist").test) == 7
+
+
+@pytest.mark.usefixtures("any_mnist")
+def test_the_data_set_s_own_folder_and_whole_copies_come_first(tmp_path: Path) -> None:
+    # MNIST and Fashion-MNIST have the same file names: a folder may hold one, its subfolder another.
+    write_folder(tmp_path, compressed=True)
+    images, _ = write_folder(tmp_path / "mnist", compressed=True)
+    own = images[:7].to(torch.uint8)
+    assert torch.equal(data.load("mnist", tmp_path).test.images[:, 0], own)
+    (tmp_path / "mnist" / f"{idx.TEST_IMAGES}.gz").unlink()
+    assert not torch.equal(data.load("mnist", tmp_path).test.images[:, 0], own)
 
 
 def test_unknown_data_set() -> None:
-    with pytest.raises(ValueError, match="'nope'; known: digits, fashion-mnist, mnist"):
+    with pytest.raises(ValueError, match=r"'nope'; known: digits, fashion-mnist, mnist, .*folder:"):
         data.load("nope")
+    assert data.names() == (
+        "digits",
+        "fashion-mnist",
+        "mnist",
+        "cifar10",
+        "cifar100",
+        "tiny-imagenet",
+    )
 
 
-def test_fashion_mnist_is_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["digits", "folder:somewhere"])
+def test_nothing_to_download(name: str) -> None:
+    with pytest.raises(ValueError, match=f"download: there is nothing to download for '{name}'"):
+        data.load(name, download=True)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "mnist", "cifar10", "cifar100"])
+def test_image_size_is_refused_where_sizes_are_fixed(name: str) -> None:
+    with pytest.raises(ValueError, match=f"image_size: only for .* got 32 for '{name}'"):
+        data.load(name, image_size=32)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+def test_digests_of_idx_files_are_checked(tmp_path: Path, name: str) -> None:
     write_folder(tmp_path, compressed=True)
-    with pytest.raises(ValueError, match=rf"{idx.TRAIN_IMAGES}\.gz: SHA-256"):
-        data.load("fashion-mnist", tmp_path)
+    with pytest.raises(ValueError, match=rf"{idx.TRAIN_IMAGES}\.gz: SHA-256 .* expected \w+$"):
+        data.load(name, tmp_path)
+
+
+def test_known_digests_are_of_the_uncompressed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path, compressed=False)
+    known = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in tmp_path.iterdir()
+        if file.is_file()
+    }
+    monkeypatch.setattr(idx, "MNIST_SHA256", known)
+    assert len(data.load("mnist", tmp_path).test) == 7
+    for name in known:
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(whole, 1))
+        (tmp_path / name).unlink()
+    assert len(data.load("mnist", tmp_path).test) == 7
+    (tmp_path / f"{idx.TEST_LABELS}.gz").write_bytes(gzip.compress(whole[:-1] + b"\1"))
+    with pytest.raises(ValueError, match=f"{idx.TEST_LABELS}.gz: SHA-256 of the contents is"):
+        data.load("mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +248,7 @@ def test_fashion_mnist_is_checked(tmp_path: Path) -> None:
         (idx.TEST_LABELS, lambda b: idx_bytes(torch.zeros(6)), "6 labels for 7 images"),
     ],
 )
+@pytest.mark.usefixtures("any_mnist")
 def test_damaged_idx_files_are_named(tmp_path: Path, name: str, change, message: str) -> None:
     write_folder(tmp_path, compressed=False)
     path = tmp_path / name
@@ -169,6 +257,7 @@ def test_damaged_idx_files_are_named(tmp_path: Path, name: str, change, message:
         data.load("mnist", tmp_path)
 
 
+@pytest.mark.usefixtures("any_mnist")
 def test_damaged_gzip_and_missing_files_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path, compressed=True)
     path = tmp_path / f"{idx.TEST_IMAGES}.gz"
@@ -185,8 +274,7 @@ def test_damaged_gzip_and_missing_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not idx.FASHION_MNIST_PACKAGE.is_dir(), reason="Debian's dataset-fashion-mnist is missing"
 )
-def test_fashion_mnist_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(idx.ENVIRONMENT, raising=False)
+def test_fashion_mnist_of_the_system() -> None:
     splits = data.load("fashion-mnist")
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [54000, 6000, 10000]
     assert splits.train.labels.bincount().tolist() == [5400] * 10

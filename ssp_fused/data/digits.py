@@ -21,11 +21,8 @@ SHA256 = "68aea062d35a127749050fa0e52dca09d6569ac08092c925610e0954e172dde2"
 _PIXELS = 64
 
 
-def load_digits(data_dir: Path | None = None) -> ImageSplits:
+def load_digits() -> ImageSplits:
     """The embedded digits: 1x8x8 images, 10 classes, about 65 / 10 / 25 % train / val / test.
-
-    Args:
-        data_dir: not used; the file is part of the package.
 
     Raises:
         ValueError: the file is damaged.

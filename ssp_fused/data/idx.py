@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,15 +16,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .download import download_files
+from .files import check_digest, missing, search_folders
 from .splits import ImageSet, ImageSplits, stratified_split
-
-ENVIRONMENT = "SSP_FUSED_DATA"
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+_FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 _UNSIGNED_BYTE = 8
 
 # Of the uncompressed files, so that a recompressed copy is still known.
+MNIST_SHA256 = {
+    TRAIN_IMAGES: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    TRAIN_LABELS: "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    TEST_IMAGES: "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    TEST_LABELS: "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 FASHION_MNIST_SHA256 = {
     TRAIN_IMAGES: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     TRAIN_LABELS: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -35,51 +41,47 @@ FASHION_MNIST_SHA256 = {
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")
 
 
-def load_fashion_mnist(data_dir: Path | None = None) -> ImageSplits:
+def load_fashion_mnist(data_dir: Path | None = None, download: bool = False) -> ImageSplits:
     """Fashion-MNIST (Xiao et al. 2017): 1x28x28, 10 classes, 54,000 / 6,000 / 10,000 images.
 
-    Looked for in `data_dir`, or SSP_FUSED_DATA, or where Debian's dataset-fashion-mnist puts it.
+    Looked for in `data_dir`, or SSP_FUSED_DATA, or the cache folder and where Debian's
+    dataset-fashion-mnist puts it; downloaded if it is in none of them and `download` is true.
     """
-    folder = find_folder(
+    folder = _find_folder(
         "fashion-mnist",
         data_dir,
+        download,
         FASHION_MNIST_PACKAGE,
-        "install Debian's dataset-fashion-mnist or give the folder with --data-dir",
+        ", or install Debian's dataset-fashion-mnist",
     )
     return read_splits(
-        "fashion-mnist",
-        folder,
-        mean=(0.2860,),
-        std=(0.3530,),
-        sha256=FASHION_MNIST_SHA256,
+        "fashion-mnist", folder, mean=(0.2860,), std=(0.3530,), sha256=FASHION_MNIST_SHA256
     )
 
 
-def load_mnist(data_dir: Path | None = None) -> ImageSplits:
-    """MNIST (LeCun et al. 1998): 1x28x28, 10 classes, from `data_dir` or SSP_FUSED_DATA."""
-    folder = find_folder("mnist", data_dir, None, "give the folder with --data-dir")
-    return read_splits("mnist", folder, mean=(0.1307,), std=(0.3081,))
+def load_mnist(data_dir: Path | None = None, download: bool = False) -> ImageSplits:
+    """MNIST (LeCun et al. 1998): 1x28x28, 10 classes, 54,000 / 6,000 / 10,000 images.
 
-
-def find_folder(name: str, data_dir: Path | None, package: Path | None, hint: str) -> Path:
-    """The folder that holds the data set's files.
-
-    A folder that was asked for, by argument or environment, is the only place looked at: data
-    from elsewhere would not be what the caller meant.
-
-    Raises:
-        FileNotFoundError: naming the folders looked at and `hint`.
+    Looked for in `data_dir`, or SSP_FUSED_DATA, or the cache folder; downloaded if it is in none
+    of them and `download` is true.
     """
-    asked = data_dir or os.environ.get(ENVIRONMENT)
-    if asked:
-        folders = [Path(asked), Path(asked) / name]
-    else:
-        folders = [] if package is None else [package]
-    for folder in folders:
-        if _find(folder, TRAIN_IMAGES) is not None:
-            return folder
-    looked = ", ".join(str(folder) for folder in folders) or "no folder"
-    raise FileNotFoundError(f"no {TRAIN_IMAGES}[.gz] of {name} in {looked}; {hint}")
+    folder = _find_folder("mnist", data_dir, download)
+    return read_splits("mnist", folder, mean=(0.1307,), std=(0.3081,), sha256=MNIST_SHA256)
+
+
+def _find_folder(
+    name: str, data_dir: Path | None, download: bool, package: Path | None = None, hint: str = ""
+) -> Path:
+    """The folder that holds the four files or, where none does, the first."""
+    folders = search_folders(name, data_dir, package)
+    for wanted in (_FILES, _FILES[:1]):
+        for folder in folders:
+            if all(_find(folder, file) for file in wanted):
+                return folder
+        if download:
+            download_files(name, folders[0])
+            return folders[0]
+    raise missing(f"{TRAIN_IMAGES}[.gz]", name, folders, hint)
 
 
 def read_splits(
@@ -140,9 +142,8 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
     if sha256 is not None:
-        digest = hashlib.sha256(payload).hexdigest()
-        if digest != sha256:
-            raise ValueError(f"{path}: SHA-256 of the contents is {digest}, expected {sha256}")
+        found = hashlib.sha256(payload).hexdigest()
+        check_digest(path, found, sha256, "SHA-256 of the contents")
     header = 4 + 4 * dimensions
     expected = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if payload[:4] != expected or len(payload) < header:

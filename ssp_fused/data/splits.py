@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .augment import AUGMENTATIONS, apply, draw
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -42,7 +44,14 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def batches(
-        self, batch_size: int, *, shuffle_seed: int | None = None, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+        start: int = 0,
+        augment: str = "none",
+        augment_seed: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of float32 images in [0, 1] and labels, on the device of the set.
 
@@ -50,20 +59,45 @@ class ImageSet:
             batch_size: images per batch.
             shuffle_seed: seed of the order, the same on every device; None keeps the stored order.
             drop_last: leave out a last batch that is smaller (unless it is the only one).
+            start: index of the first batch to yield; it and those after it are the ones that
+                start=0 yields at their places.
+            augment: one of `AUGMENTATIONS`: "crop" pads by 4 zeros and takes a random window of the
+                image's own size, "crop-flip" also flips half of the images left-right.
+            augment_seed: seed of the crops and flips, the same on every device; needed unless
+                `augment` is "none".
 
-        Yields:
-            x `[B, C, H, W]` float32 in [0, 1], y `[B]` int64.
+        Returns:
+            Iterator over x `[B, C, H, W]` float32 in [0, 1], y `[B]` int64.
+
+        Raises:
+            ValueError: batch_size below 1, start outside 0 to `batch_count`, an unknown
+                augmentation, or one without its seed.
         """
-        total = len(self)
-        order = None
+        count = self.batch_count(batch_size, drop_last)
+        if not 0 <= start <= count:
+            raise ValueError(f"start must be 0 to {count}, the number of batches, got {start}")
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"unknown augment {augment!r}; known: {', '.join(AUGMENTATIONS)}")
+        order = draws = None
+        if augment != "none":
+            if augment_seed is None:
+                raise ValueError(f"augment_seed must be given with augment {augment!r}, got None")
+            draws = draw(augment, len(self), augment_seed).to(self.labels.device)
         if shuffle_seed is not None:
             generator = torch.Generator().manual_seed(shuffle_seed)
-            order = torch.randperm(total, generator=generator).to(self.labels.device)
-        for start in range(0, self.batch_count(batch_size, drop_last) * batch_size, batch_size):
-            chosen = slice(start, start + batch_size)
-            if order is not None:
-                chosen = order[chosen]
-            yield self.images[chosen].float().div_(self.scale), self.labels[chosen]
+            order = torch.randperm(len(self), generator=generator).to(self.labels.device)
+        return self._cut(range(start * batch_size, count * batch_size, batch_size), order, draws)
+
+    def _cut(
+        self, starts: range, order: Tensor | None, draws: Tensor | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in starts:
+            place = slice(start, start + starts.step)
+            chosen = place if order is None else order[place]
+            images = self.images[chosen]
+            if draws is not None:
+                images = apply(images, draws[:, place])
+            yield images.float().div_(self.scale), self.labels[chosen]
 
     def batch_count(self, batch_size: int, drop_last: bool = False) -> int:
         """How many batches `batches` yields."""
@@ -99,22 +133,28 @@ class ImageSplits:
 
 
 def stratified_split(
-    labels: Sequence[int], fractions: Sequence[float], key: str
+    labels: Sequence[int],
+    fractions: Sequence[float],
+    key: str,
+    ids: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Split sample indices into parts that hold every class in the same proportion.
 
-    Samples are ordered by a hash of their index, not by a random generator: the split then stays
+    Samples are ordered by a hash of their id, not by a random generator: the split then stays
     the same with every version of every library, and results on it stay comparable.
 
     Args:
         labels: class of each sample.
         fractions: share of each part but the first, which takes the rest.
         key: names the split; another key gives another one.
+        ids: a name for each sample, such as its file, so that samples added later leave (nearly)
+            all others in their parts; None takes the indices.
 
     Returns:
         One list of indices per part, in hashed (so mixed) order.
     """
-    digests = [hashlib.sha256(f"{key}:{index}".encode()).digest() for index in range(len(labels))]
+    names = range(len(labels)) if ids is None else ids
+    digests = [hashlib.sha256(f"{key}:{name}".encode()).digest() for name in names]
     by_class: dict[int, list[int]] = defaultdict(list)
     for index in sorted(range(len(labels)), key=digests.__getitem__):
         by_class[labels[index]].append(index)

@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from . import schemes
-from .nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack, make_norm
+from .. import schemes
+from ..nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack, make_norm
 
 ADAPTIVE = "adaptive"
 
@@ -372,7 +372,7 @@ def sspnet_tiny_imagenet(
 
     Arguments, result and errors are those of `sspnet_cifar`, with four groups; the published
     SSP-adap network is ("adaptive", "euler", "ssp22", "ssp22"). Normalization defaults are
-    CIFAR-10's for 3 channels, as published.
+    CIFAR-10's for 3 channels.
     """
     names = group_schemes(scheme, 4)
     return _pyramid(names, blocks, norm, num_groups, num_classes, width, in_channels, mean, std)

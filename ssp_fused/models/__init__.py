@@ -1,0 +1,45 @@
+"""Networks built from SSP blocks, and the published ones' state_dicts, in and out."""
+
+from .networks import (
+    ADAPTIVE,
+    CIFAR_MEAN,
+    CIFAR_STD,
+    MNIST_MEAN,
+    MNIST_STD,
+    PUBLISHED_SCHEMES,
+    Normalize,
+    Scheme,
+    SSPNet,
+    SSPNetMNIST,
+    WideSSPNet,
+    group_schemes,
+    resolve_scheme,
+    sspnet_cifar,
+    sspnet_mnist,
+    sspnet_tiny_imagenet,
+    wide_sspnet,
+)
+from .published import PUBLISHED_NORMALIZATION, from_sspnet, to_sspnet
+
+__all__ = [
+    "ADAPTIVE",
+    "CIFAR_MEAN",
+    "CIFAR_STD",
+    "MNIST_MEAN",
+    "MNIST_STD",
+    "PUBLISHED_NORMALIZATION",
+    "PUBLISHED_SCHEMES",
+    "Normalize",
+    "SSPNet",
+    "SSPNetMNIST",
+    "Scheme",
+    "WideSSPNet",
+    "from_sspnet",
+    "group_schemes",
+    "resolve_scheme",
+    "sspnet_cifar",
+    "sspnet_mnist",
+    "sspnet_tiny_imagenet",
+    "to_sspnet",
+    "wide_sspnet",
+]
