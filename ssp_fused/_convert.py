@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import _fusion, schemes
@@ -418,9 +419,15 @@ def _specimen(module: nn.Module) -> nn.Module:
 
     Synchronized norms are plain ones there: a trial is nothing that other processes take part in.
     """
-    groups = [m.process_group for m in module.modules() if isinstance(m, nn.SyncBatchNorm)]
-    specimen = copy.deepcopy(module, {id(group): group for group in groups if group is not None})
-    specimen = specimen.to(device="cpu", dtype=torch.float64)
+    attributes = [value for part in module.modules() for value in vars(part).values()]
+    # What cannot be copied: process groups, and tensors that a forward pass has left behind.
+    as_they_are = {
+        id(value): value
+        for value in attributes
+        if (isinstance(value, Tensor) and not value.is_leaf)
+        or (dist.is_available() and isinstance(value, dist.ProcessGroup))
+    }
+    specimen = copy.deepcopy(module, as_they_are).to(device="cpu", dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
 
     def normal(like: Tensor) -> Tensor:

@@ -93,8 +93,9 @@ class ArkBlock(_Branch):
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.a21.sigmoid(), self.b10.sigmoid()
+        self.b20 = 1 - 1 / (2 * b) - a * b  # kept, as published: a tensor with a history
         stage = x + b * self.f(x)
-        out = (1 - a) * x + (1 - 1 / (2 * b) - a * b) * self.f(x)
+        out = (1 - a) * x + self.b20 * self.f(x)
         return out + a * stage + 1 / (2 * b) * self.f(stage)
 
 

@@ -168,6 +168,16 @@ def test_subsampling_block(coef):
     assert converted.n1.num_batches_tracked == original.n1.num_batches_tracked
 
 
+def test_a_network_that_has_run_is_converted():
+    """The published ArkBlock leaves tensors with a history in its attributes."""
+    original = generic(published.ArkBlock(8, 8))
+    converted = copy.deepcopy(original)
+    converted(torch.randn(2, 8, 5, 5, dtype=torch.float64))
+    original.load_state_dict(converted.state_dict())
+    assert_same_function(ssp_fused.convert(converted), original)
+    assert isinstance(ssp_fused.convert(original), AdaptiveSSPBlock)
+
+
 def test_adaptive_a21_keeps_a_gradient_of_exactly_zero():
     block = ssp_fused.convert(published.ArkBlock(8, 8))
     block(torch.randn(2, 8, 5, 5)).sum().backward()
