@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from ssp_fused import __version__, _extension
-from ssp_fused.adversarial import TrainConfig, evaluate, fit, load_checkpoint, standard_attacks
-from ssp_fused.adversarial.run import BEST, EVALUATION_BATCH
+from ssp_fused.adversarial import TrainConfig, evaluate, fit, load_checkpoint, named_attacks
+from ssp_fused.adversarial.checkpoint import BEST
+from ssp_fused.adversarial.run import EVALUATION_BATCH
 from ssp_fused.data import load
 
 # Title, model, blocks, evaluations of F in a forward pass.
@@ -73,9 +74,7 @@ def main() -> None:
             )
             fit(config)
         network, _, _ = load_checkpoint(folder / BEST)
-        attacks = standard_attacks(
-            eps=EPS, step_size=STEP, generator=torch.Generator().manual_seed(0)
-        )
+        attacks = named_attacks(("fgsm", "pgd-20"), eps=EPS, step_size=STEP)
         accuracy = evaluate(network, test.batches(EVALUATION_BATCH), attacks)
         parameters = sum(p.numel() for p in network.parameters())
         row = {"network": title, "blocks": blocks, "parameters": parameters, "F": evaluations}
@@ -94,7 +93,7 @@ def main() -> None:
     print("\n| network | blocks | parameters | evaluations of F | clean | FGSM | PGD-20 |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
-        shares = (f"{row[key]:.1%}" for key in ("clean", "fgsm", "pgd20"))
+        shares = (f"{row[key]:.1%}" for key in ("clean", "fgsm", "pgd-20"))
         cells = (row["network"], row["blocks"], f"{row['parameters']:,}", row["F"], *shares)
         print("| " + " | ".join(map(str, cells)) + " |")
 

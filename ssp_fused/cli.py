@@ -1,4 +1,4 @@
-"""The command line: `ssp-fused info | train | evaluate`.
+"""The command line: `ssp-fused info | train | evaluate | growth | convert`.
 
 Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130).
 """
@@ -10,18 +10,28 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from . import __version__, _extension, available_backends, data, models, schemes, use_backend
-from .adversarial import TrainConfig, evaluate, fit, load_checkpoint, standard_attacks
-from .adversarial.config import METHODS, SCHEDULES, checked_device
-from .adversarial.run import BEST, EVALUATION_BATCH, LAST
-from .nn import NORMS
+from . import __version__, _extension, available_backends
+from ._arguments import make_parser
+from .adversarial import (
+    EvaluationSettings,
+    PublishedNetwork,
+    TrainConfig,
+    checkpoint_growth,
+    convert_checkpoint,
+    evaluate_checkpoint,
+    fit,
+    resume,
+)
+from .adversarial.config import checked_device
+from .adversarial.files import check_writable, write_json
+from .adversarial.growth import check_figure, draw_growth, run_labels
+
+_RESUMABLE = ("data_dir", "device", "backend")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
 
     def run() -> None:
-        options = _parser().parse_args(arguments)
-        options.run(options)
+        options = make_parser().parse_args(arguments)
+        _COMMANDS[options.command](options)
 
     return guarded(run)
 
@@ -45,8 +55,8 @@ def guarded(run: Callable[[], None]) -> int:
     """Call `run`; an error becomes one line on stderr. Returns the exit code, as `main` does."""
     try:
         run()
-    except KeyboardInterrupt:
-        print("ssp-fused: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(filter(None, ("ssp-fused: interrupted", str(interrupt)))), file=sys.stderr)
         return 130
     except Exception as error:  # a command line shows no traceback
         print(f"ssp-fused: error: {_one_line(error)}", file=sys.stderr)
@@ -63,93 +73,30 @@ def _one_line(error: Exception) -> str:
     return line if expected else f"{type(error).__name__}: {line}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
-def _number(text: str) -> float:
-    """A float; fractions like 8/255 too."""
-    try:
-        return float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
-        return float(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ssp-fused", description="Robust training of SSP networks.")
-    parser.add_argument("--version", action="version", version=f"ssp-fused {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    info = commands.add_parser("info", help="versions, backends, how the binaries were built")
-    info.set_defaults(run=_info)
-
-    # Only what was given reaches TrainConfig, which has the defaults.
-    train = commands.add_parser("train", help="train a network", argument_default=argparse.SUPPRESS)
-    train.set_defaults(run=_train)
-    add = train.add_argument
-    add("--data", help=f"{', '.join(data.names())} (default: digits)")
-    add("--data-dir", metavar="DIR", help="folder of the data's files")
-    add(
-        "--model",
-        "--scheme",
-        help=f"a published network ({', '.join(models.PUBLISHED_SCHEMES)}; default: ssp2), a "
-        f"scheme ({', '.join((*schemes.names(), models.ADAPTIVE))}), or schemes separated by "
-        "commas, one per group of blocks",
-    )
-    add("--blocks", type=int, help="SSP blocks per group (default: by data set)")
-    add("--width", type=int, help="channels of the first group (default: by data set)")
-    add("--norm", help=f"{', '.join(NORMS)} (default: batch)")
-    add("--method", help=f"{', '.join(METHODS)} (default: pgd)")
-    add("--eps", type=_number, help="radius of the l-infinity attack, pixels in [0, 1]")
-    add("--step-size", type=_number, help="length of an attack step")
-    add("--steps", type=int, help="attack steps")
-    add("--epochs", type=int, help="passes over the training images (default: 10)")
-    add("--batch-size", type=int, help="images per step (default: 128)")
-    add("--lr", type=_number, help="largest learning rate (default: 0.1)")
-    add("--schedule", help=f"{', '.join(SCHEDULES)} (default: cosine)")
-    add("--seed", type=int, help="of initialization, order and attacks (default: 0)")
-    add("--limit", type=int, metavar="N", help="train on N images only")
-    add("--out", metavar="DIR", help="run folder (default: runs/DATA-MODEL-METHOD-seedSEED)")
-    _add_place(train)
-
-    evaluation = commands.add_parser(
-        "evaluate", help="accuracy of a run on test images: clean, FGSM, PGD-20"
-    )
-    evaluation.set_defaults(run=_evaluate)
-    add = evaluation.add_argument
-    add("run_dir", metavar="RUN_DIR", type=Path)
-    add("--last", action="store_true", help="the last epoch, not the best on validation")
-    add("--data-dir", metavar="DIR", help="folder of the data's files (default: the run's)")
-    add("--eps", type=_number, help="radius of the attacks (default: the run's)")
-    add("--step-size", type=_number, help="length of a PGD step (default: the run's)")
-    add("--batch-size", type=int, default=EVALUATION_BATCH)
-    add("--seed", type=int, default=0, help="of PGD's random start")
-    add("--limit", type=int, metavar="N", help="the first N test images only")
-    add("--json", action="store_true", help="print JSON instead of a table")
-    _add_place(evaluation)
-    return parser
-
-
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    names = ("auto", *available_backends())
-    parser.add_argument("--backend", choices=names, help="implementation of the layers")
-
-
 def _train(options: argparse.Namespace) -> None:
-    values = {name: value for name, value in vars(options).items() if name != "run"}
-    config = TrainConfig(**values).resolved()
-    print(
-        f"{config.model} on {config.data}, {config.blocks} blocks of width {config.width} per "
-        f"group; {_method(config)}; {config.device}; {config.out}",
-        flush=True,
-    )
-    result = fit(config)
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    if "resume" in given:
+        result = _resume(given)
+    else:
+        config = TrainConfig(**given).resolved()
+        print(
+            f"{config.model} on {config.data}, {config.blocks} blocks of width {config.width} per "
+            f"group; {_method(config)}; {config.device}; {config.out}",
+            flush=True,
+        )
+        result = fit(config)
     best = result["best"]
     robust = f", robust {best['val_robust']:.1%}" if "val_robust" in best else ""
     print(f"best epoch {best['epoch']}: validation clean {best['val_clean']:.1%}{robust}")
-    print(f"test accuracy: ssp-fused evaluate {config.out}")
+    print(f"test accuracy: ssp-fused evaluate {result['out']}")
+
+
+def _resume(given: dict[str, Any]) -> dict[str, Any]:
+    folder = given.pop("resume")
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in _RESUMABLE]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: not with --resume, a run keeps its settings")
+    return resume(folder, **given)
 
 
 def _method(config: TrainConfig) -> str:
@@ -158,43 +105,98 @@ def _method(config: TrainConfig) -> str:
     return f"PGD-{config.steps} training, eps {config.eps:.4g}, step {config.step_size:.4g}"
 
 
+def _settings(options: argparse.Namespace) -> EvaluationSettings:
+    known = EvaluationSettings.__dataclass_fields__
+    return EvaluationSettings(**{k: v for k, v in vars(options).items() if k in known})
+
+
 def _evaluate(options: argparse.Namespace) -> None:
-    device = checked_device(options.device)
-    checkpoint = options.run_dir / (LAST if options.last else BEST)
-    model, config, state = load_checkpoint(checkpoint, device)
-    eps = config.eps if options.eps is None else options.eps
-    step_size = config.step_size if options.step_size is None else options.step_size
-    for name in ("batch_size", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    test = data.load(config.data, options.data_dir or config.data_dir).test
-    if options.limit is not None:
-        test = test.take(options.limit)
-    generator = torch.Generator(device).manual_seed(options.seed)
-    backend = options.backend or config.backend
-    with use_backend(backend) if backend else nullcontext():
-        accuracy = evaluate(
-            model,
-            test.to(device).batches(options.batch_size),
-            standard_attacks(eps=eps, step_size=step_size, generator=generator),
-        )
-    report: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "epoch": state["epoch"],
-        "data": config.data,
-        "images": len(test),
-        "eps": eps,
-        "step_size": step_size,
-        "accuracy": accuracy,
-    }
-    if options.json:
-        print(json.dumps(report, indent=2))
+    out = _checked_out(options)
+    report = evaluate_checkpoint(options.checkpoint, options.attack, _settings(options))
+    if _deliver(report, out, options):
         return
-    print(f"{checkpoint}, epoch {state['epoch']}: {len(test)} test images of {config.data}")
-    print(f"l-infinity attacks, eps {eps:.4g}; PGD-20 with step {step_size:.4g}, random start")
-    print(f"{'clean':>8}{'FGSM':>8}{'PGD-20':>8}")
-    print("".join(f"{accuracy[name]:>8.1%}" for name in ("clean", "fgsm", "pgd20")))
+    accuracy = report["accuracy"]
+    print(f"{_subject(report)}: {report['images']} test images of {report['data']}")
+    print(_attack_line(report))
+    widths = [max(8, len(name) + 2) for name in accuracy]
+    print("".join(f"{name:>{width}}" for name, width in zip(accuracy, widths, strict=True)))
+    shares = zip(accuracy.values(), widths, strict=True)
+    print("".join(f"{share:>{width}.1%}" for share, width in shares))
+
+
+def _growth(options: argparse.Namespace) -> None:
+    out = _checked_out(options)
+    figure = getattr(options, "figure", None)
+    if figure is not None:
+        check_writable(figure, "--figure")
+        check_figure(figure)
+    settings = _settings(options)
+    reports = [checkpoint_growth(path, options.attack, settings) for path in options.checkpoints]
+    if figure is not None:
+        draw_growth(figure, reports)
+    if _deliver({"runs": reports}, out, options):
+        return
+    for label, report in zip(run_labels(reports), reports, strict=True):
+        print(f"{label}: {_subject(report)}, {report['images']} test images of {report['data']}")
+        print(f"{report['attack']}; {_attack_line(report)}")
+        print(f"{'group':<10}{'p = 1':>9}{'p = 2':>9}")
+        for name, values in report["growth"].items():
+            print(f"{name:<10}{values['l1']:>9.3f}{values['l2']:>9.3f}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    known = PublishedNetwork.__dataclass_fields__
+    given = vars(options)
+    report = convert_checkpoint(
+        options.source,
+        options.target,
+        PublishedNetwork(**{name: value for name, value in given.items() if name in known}),
+        force="force" in given,
+        device=checked_device(given.get("device")),
+        backend=given.get("backend"),
+    )
+    mean, std = (", ".join(f"{value:.4g}" for value in row) for row in report["normalization"])
+    print(f"{report['direction']}: {report['network']}, {report['tensors']} tensors, all come back")
+    print(
+        f"logits against plain PyTorch's: max|difference| {report['difference']:.3g}, "
+        f"max|logit| {report['largest_logit']:.3g}"
+    )
+    print(f"normalization (not in published files): mean {mean}; std {std}")
+    print(f"written: {options.target}")
+
+
+def _subject(report: dict[str, Any]) -> str:
+    text = report["checkpoint"]
+    if report["epoch"] is not None:
+        text += f", epoch {report['epoch']}"
+    if report["batches_after_epoch"]:
+        text += f" and {report['batches_after_epoch']} batches"
+    return text
+
+
+def _attack_line(report: dict[str, Any]) -> str:
+    return (
+        f"{report['norm']} attacks, eps {report['eps']:.4g}, PGD steps of "
+        f"{report['step_size']:.4g}, seed {report['seed']}; {report['device']}, backend "
+        f"{report['backend']}"
+    )
+
+
+def _checked_out(options: argparse.Namespace) -> Path | None:
+    out = getattr(options, "out", None)
+    if out is not None:
+        check_writable(out, "--out")
+    return out
+
+
+def _deliver(report: dict[str, Any], out: Path | None, options: argparse.Namespace) -> bool:
+    """Write the report where it was asked for; whether standard output has had it."""
+    if out is not None:
+        write_json(out, report)
+    as_json = "json" in options
+    if as_json:
+        print(json.dumps(report, indent=2))
+    return as_json
 
 
 def _info(_: argparse.Namespace) -> None:
@@ -227,6 +229,14 @@ def _plain(value: Any) -> str:
         return " ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
 
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "info": _info,
+    "train": _train,
+    "evaluate": _evaluate,
+    "growth": _growth,
+    "convert": _convert,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from . import available_backends, cli, data, models, use_backend
 from .adversarial import TrainConfig, evaluate, fgsm, fit, load_checkpoint, pgd
+from .adversarial.checkpoint import BEST, LAST
 from .adversarial.config import checked_device
-from .adversarial.run import BEST, CONFIG, EVALUATION_BATCH, LAST, METRICS
+from .adversarial.run import CONFIG, EVALUATION_BATCH, METRICS
 
 NETWORKS = {"res": "ResNet twin", "ssp2": "SSP-2", "ssp3": "SSP-3"}
 EVALUATIONS_OF_F = {"res": 1, "ssp2": 2, "ssp3": 3}

@@ -38,19 +38,25 @@ def test_train_writes_the_run_folder(trained: Path) -> None:
     assert len((trained / "metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_evaluate_prints_a_table_and_json(trained: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_prints_a_table_and_json(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert run("evaluate", trained, "--limit", 100, "--device", "cpu") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].split() == ["clean", "FGSM", "PGD-20"]
-    assert len(lines[-1].split()) == 3
-    options = ("--eps", "8/255", "--step-size", "0.01", "--last", "--limit", 100)
-    assert run("evaluate", trained, *options, "--json", "--device", "cpu") == 0
+    assert lines[-2].split() == ["clean", "fgsm", "pgd-20", "worst"]
+    assert len(lines[-1].split()) == 4
+    out = tmp_path / "report.json"
+    options = ("--eps", "8/255", "--step-size", "0.01", "--last", "--limit", 100, "--out", out)
+    attacks = ("--attack", "pgd-3, sspnet-pgd-2,pgd-1x2", "--device", "cpu")
+    assert run("evaluate", trained, *options, *attacks, "--json") == 0
     report = json.loads(capsys.readouterr().out)
+    assert json.loads(out.read_text()) == report
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert report["eps"] == 8 / 255 and report["images"] == 100
     assert report["checkpoint"].endswith("last.pt")
     accuracy = report["accuracy"]
-    assert list(accuracy) == ["clean", "fgsm", "pgd20"]
-    assert 0 <= accuracy["pgd20"] <= accuracy["clean"] <= 1
+    assert list(accuracy) == ["clean", "pgd-3", "sspnet-pgd-2", "pgd-1x2", "worst"]
+    assert 0 <= accuracy["worst"] <= min(accuracy.values()) <= accuracy["clean"] <= 1
 
 
 @pytest.mark.parametrize("scheme", ["res", "midrk2", "ark", "ssp43", "ssp22,adaptive,euler"])
@@ -63,9 +69,12 @@ def test_every_kind_of_network_trains(tmp_path: Path, scheme: str, norm: str) ->
 def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     best = {"epoch": 1, "val_clean": 1.0}
-    monkeypatch.setattr(cli, "fit", lambda config: seen.append(config) or {"best": best})
+    monkeypatch.setattr(
+        cli, "fit", lambda config: seen.append(config) or {"best": best, "out": "o"}
+    )
     command = (
-        "train --data fashion-mnist --data-dir d --model ssp33 --blocks 4 --width 8 --norm group "
+        "train --data fashion-mnist --data-dir d --download --image-size 3 --augment crop "
+        "--network mnist --model ssp33 --blocks 4 --width 8 --norm group "
         "--method pgd --eps 8/255 --step-size 2/255 --steps 5 --epochs 6 --batch-size 7 --lr 0.5 "
         "--schedule onecycle --seed 9 --limit 10 --out o --device cpu --backend reference"
     )
@@ -74,6 +83,10 @@ def test_options_reach_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         TrainConfig(
             data="fashion-mnist",
             data_dir="d",
+            download=True,
+            image_size=3,
+            augment="crop",
+            network="mnist",
             model="ssp33",
             blocks=4,
             width=8,
@@ -119,8 +132,20 @@ def test_info(capsys: pytest.CaptureFixture) -> None:
         ("train --device tpu", "device"),
         ("train --data mnist --data-dir /nonexistent", "/nonexistent"),
         ("train --lr 1e30 --method none", "training diverged"),
+        ("train --network nope", "unknown network 'nope'; known: cifar"),
+        ("train --augment nope", "unknown augment 'nope'; known: none, crop"),
+        ("train --network mnist", "at least 10x10 pixels, those of digits are 8x8"),
+        ("train --data cifar10 --image-size 9", "image_size"),
+        ("train --download", "download"),
         ("evaluate", "RUN_DIR"),
         ("evaluate /nonexistent", "no checkpoint /nonexistent/best.pt"),
+        ("evaluate /nonexistent.pt", "no checkpoint /nonexistent.pt"),
+        ("evaluate /nonexistent --norm l3", "--norm: invalid choice: 'l3'"),
+        ("evaluate /nonexistent --out /nonexistent/report.json", "--out: there is no folder"),
+        ("growth", "RUN_DIR"),
+        ("growth /nonexistent", "no checkpoint /nonexistent/best.pt"),
+        ("convert /nonexistent.pt", "OUT"),
+        ("convert /nonexistent.pt out.pt", "no checkpoint /nonexistent.pt"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
@@ -145,6 +170,12 @@ def test_damaged_checkpoint_and_used_folder(
     assert "already holds a training run" in capsys.readouterr().err
     assert run("evaluate", trained, "--eps", "-1", "--device", "cpu") == 2
     assert "eps" in capsys.readouterr().err
+    assert run("evaluate", trained, "--attack", "autoattack", "--device", "cpu") == 2
+    assert "unknown attack 'autoattack'; known: fgsm; pgd-K" in capsys.readouterr().err
+    assert run("evaluate", trained / "best.pt", "--last", "--device", "cpu") == 2
+    assert "last must go with a run folder" in capsys.readouterr().err
+    assert run("train", "--resume", tmp_path, "--device", "cpu") == 2
+    assert "no training run in" in capsys.readouterr().err
 
 
 def test_ctrl_c_and_unexpected_errors(

@@ -20,10 +20,10 @@ from ssp_fused.adversarial import (
     fgsm,
     fit,
     load_checkpoint,
+    named_attacks,
     pgd,
     pgd_loss,
     save_checkpoint,
-    standard_attacks,
     train_epoch,
 )
 from ssp_fused.adversarial import run as run_module
@@ -110,10 +110,10 @@ def test_evaluate_counts_in_eval_mode_and_restores_modes() -> None:
     modes = [module.training for module in model.modules()]
     batches = list(data.load("digits").val.batches(70))
     buffers = [b.clone() for b in model.buffers()]
-    result = evaluate(model, batches, standard_attacks(eps=0.1, step_size=0.03))
+    result = evaluate(model, batches, named_attacks(["fgsm", "pgd-20"], eps=0.1, step_size=0.03))
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
-    assert list(result) == ["clean", "fgsm", "pgd20"]
+    assert list(result) == ["clean", "fgsm", "pgd-20", "worst"]
     model.eval()
     with torch.no_grad():
         x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -157,7 +157,7 @@ def test_a_run_and_its_files(tmp_path: Path) -> None:
     assert not model.training
     clean = evaluate(model, splits.val.take(100).batches(500))["clean"]
     assert clean == pytest.approx(result["best"]["val_clean"])
-    with pytest.raises(ValueError, match="already holds a training run"):
+    with pytest.raises(ValueError, match=r"already holds a training run.*--resume"):
         fit(config(folder), progress=False)
 
 
@@ -201,6 +201,25 @@ def test_every_epoch_and_seed_has_its_order(
         assert not any(torch.equal(order, other) for other in orders[:index])
 
 
+def test_augmentation_differs_from_epoch_to_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = data.ImageSet.batches
+
+    def spy(self, batch_size: int, **options):
+        seen.append(options)
+        return original(self, batch_size, **options)
+
+    monkeypatch.setattr(data.ImageSet, "batches", spy)
+    fit(config(tmp_path, augment="crop", limit=64), progress=False)
+    training = [options for options in seen if options]
+    assert [options["augment"] for options in training] == ["crop", "crop"]
+    assert all(options["drop_last"] and options["start"] == 0 for options in training)
+    seeds = {options[name] for options in training for name in ("augment_seed", "shuffle_seed")}
+    assert len(seeds) == 4
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "last.pt")[0].state_dict()
 
@@ -240,7 +259,14 @@ def test_progress_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "cifar"}, "data set 'cifar'; known: digits"),
+        ({"data": "cifar"}, "data set 'cifar'; known: digits.*folder:PATH"),
+        ({"augment": "flip"}, "augment 'flip'; known: none, crop, crop-flip"),
+        ({"network": "wide"}, "network 'wide'; known: cifar, mnist, tiny_imagenet"),
+        ({"network": "mnist"}, "at least 10x10 pixels, those of digits are 8x8"),
+        ({"network": "mnist", "model": "ssp22,ssp22,ssp22"}, "scheme must be one name or 1"),
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"image_size": 16}, "image_size: only for"),
+        ({"download": True}, "download: there is nothing"),
         ({"method": "trades"}, "method 'trades'; known: none, pgd"),
         ({"schedule": "step"}, "schedule 'step'"),
         ({"norm": "layer"}, "norm 'layer'; known: batch, group, instance"),
@@ -265,13 +291,51 @@ def test_bad_settings_are_named(tmp_path: Path, change: dict, message: str) -> N
 def test_defaults_follow_the_data() -> None:
     fashion = TrainConfig(data="fashion-mnist", model="ark").resolved()
     assert (fashion.eps, fashion.step_size, fashion.width) == (0.1, 0.02, 64)
+    assert (fashion.network, fashion.augment) == ("mnist", "none")
     assert fashion.out == "runs/fashion-mnist-ark-pgd-seed0"
     assert TrainConfig(data="mnist", eps=0.2).resolved().eps == 0.2
     assert TrainConfig.from_dict(fashion.to_dict()) == fashion
     with pytest.raises(ValueError, match="colour"):
         TrainConfig.from_dict({"colour": "red"})
-    spec = network_spec(TrainConfig(model="ark").resolved(), data.load("digits"))
-    assert spec["arguments"]["scheme"] == ["adaptive", "euler", "ssp22"]
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "attack"),
+    [
+        ("cifar10", "cifar", (8 / 255, 2 / 255, 7)),
+        ("cifar100", "cifar", (8 / 255, 2 / 255, 7)),
+        ("tiny-imagenet", "tiny_imagenet", (4 / 255, 1 / 255, 5)),
+        ("folder:some/where", "cifar", (8 / 255, 2 / 255, 7)),
+    ],
+)
+def test_defaults_of_coloured_images(name: str, network: str, attack: tuple) -> None:
+    config = TrainConfig(data=name).resolved()
+    assert (config.network, config.blocks, config.width) == (network, 6, 16)
+    assert (config.eps, config.step_size, config.steps) == attack
+    assert config.augment == "crop-flip"
+    own = TrainConfig(data=name, augment="none", network="cifar").resolved()
+    assert (own.augment, own.network) == ("none", "cifar")
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({"data": "folder:/a/my pictures"}, "folder-my_pictures-ssp2-pgd-seed0"),
+        ({"data": "folder:/a/b/"}, "folder-b-ssp2-pgd-seed0"),
+        ({"data": "folder:/a/../"}, "folder--ssp2-pgd-seed0"),
+        ({"model": "ssp22, adaptive,euler"}, "digits-ssp22+adaptive+euler-pgd-seed0"),
+    ],
+)
+def test_run_folders_have_sane_names(settings: dict, folder: str) -> None:
+    assert TrainConfig(**settings).resolved().out == f"runs/{folder}"
+
+
+@pytest.mark.parametrize("network", ["cifar", "tiny_imagenet"])
+def test_networks_are_made_again_from_their_specs(network: str) -> None:
+    config = TrainConfig(model="ark", network=network).resolved()
+    spec = network_spec(config, data.load("digits"))
+    schemes = ["adaptive", "euler", "ssp22", "ssp22"]
+    assert spec["arguments"]["scheme"] == schemes[: 3 if network == "cifar" else 4]
     assert json.loads(json.dumps(spec)) == spec
     assert isinstance(build_network(spec), models.SSPNet)
 
@@ -329,6 +393,14 @@ def test_bad_checkpoints_are_named(tmp_path: Path) -> None:
     torch.save({**good, "model": state}, path)
     with pytest.raises(ValueError, match=r'bad\.pt: .*"fc\.weight".*"foreign\.weight"'):
         load_checkpoint(path)
-    torch.save({**good, "network": {"network": "vgg", "arguments": {}}}, path)
-    with pytest.raises(ValueError, match="network 'vgg'"):
-        load_checkpoint(path)
+    wrong = {"network": "cifar", "arguments": {"depth": 3}}
+    for key, value, message in (
+        ("network", {"network": "vgg", "arguments": {}}, "network 'vgg'"),
+        ("network", wrong, r"bad\.pt: .*'depth'"),
+        ("network", [1], r"bad\.pt: "),
+        ("model", [1], r"bad\.pt: .*dict-like"),
+        ("config", {"colour": "red"}, r"bad\.pt: .*colour"),
+    ):
+        torch.save({**good, key: value}, path)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(path)

@@ -40,6 +40,7 @@ def margin_per_sample(logits: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, AttackLoss] = {"ce": cross_entropy_per_sample, "margin": margin_per_sample}
 _STEPS = {"linf": functional.linf_step, "l2": functional.l2_step}
+NORMS = tuple(_STEPS)
 BN_MODES = ("eval", "train")
 
 
@@ -277,8 +278,8 @@ _NOISE = {"linf": _linf_noise, "l2": _l2_noise}
 
 
 def _check_choices(norm: str, loss: str | AttackLoss, bn_mode: str) -> AttackLoss:
-    if norm not in _STEPS:
-        raise ValueError(f"unknown norm {norm!r}; known: {', '.join(_STEPS)}")
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
     if bn_mode not in BN_MODES:
         raise ValueError(f"unknown bn_mode {bn_mode!r}; known: {', '.join(BN_MODES)}")
     if callable(loss):

@@ -1,32 +1,33 @@
-"""A whole training run: settings in, a folder of results out."""
+"""A whole training run: settings in, a folder of results out; and how it goes on after a stop."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import time
-from contextlib import ExitStack, nullcontext
+import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from .._backends import use_backend
 from ..data import ImageSet, ImageSplits, load
 from .attacks import pgd
-from .checkpoint import save_checkpoint
-from .config import TrainConfig, build_network, network_spec
+from .checkpoint import BEST, LAST, missing_keys, read_tensors, save_checkpoint
+from .config import TrainConfig, checked_device, chosen_backend, network_spec
+from .files import write_json, write_text
+from .interrupts import Interrupts, TrainingInterrupted
 from .losses import LossFunction, clean_loss, pgd_loss
-from .training import RunningTotals, evaluate, train_epoch
+from .progress import Progress
+from .state import TrainingState, derived_seed, seeded_generator
+from .training import Batches, EpochResult, evaluate, train_epoch
 
-CONFIG, METRICS, BEST, LAST = "config.json", "metrics.jsonl", "best.pt", "last.pt"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
 EVALUATION_BATCH = 500
 # A validation set cut down with the training set stays large enough to choose by.
 _MIN_LIMITED_VALIDATION = 100
-_ORDER, _ATTACK, _VALIDATION = "order", "attack", "validation"
+_ORDER, _AUGMENT, _VALIDATION = "order", "augment", "validation"
 
 
 def fit(
@@ -38,7 +39,9 @@ def fit(
     "none". The test set is not looked at. With one machine and thread count, the same settings
     give the same numbers. torch's global random state is set by the seed.
 
-    Files in `config.out`: config.json, metrics.jsonl (a line per epoch), best.pt and last.pt.
+    Files in `config.out`: config.json, metrics.jsonl (a line per epoch), best.pt, and last.pt,
+    from which `resume` goes on. Ctrl-C (in the main thread) ends the run after the batch at hand,
+    with its state saved there; a second one at once, leaving the state of the last epoch's end.
 
     Args:
         config: settings; `resolved` is applied to them.
@@ -51,69 +54,199 @@ def fit(
     Raises:
         ValueError: a bad setting, a folder that already holds a run, damaged data.
         FloatingPointError: the loss is no longer finite.
+        TrainingInterrupted: after Ctrl-C.
     """
     config = config.resolved()
-    out = Path(config.out)
-    if (out / CONFIG).exists():
-        raise ValueError(f"out: {out} already holds a training run")
-    with use_backend(config.backend) if config.backend else nullcontext():
-        splits = load(config.data, config.data_dir) if splits is None else splits
-        train, val = _training_data(config, splits, progress)
-        spec = network_spec(config, splits)
-        torch.manual_seed(config.seed)
-        model = build_network(spec).to(config.device)
-        steps_per_epoch = train.batch_count(config.batch_size, drop_last=True)
-        optimizer, scheduler = _optimizer(model, config, config.epochs * steps_per_epoch)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        history: list[dict[str, Any]] = []
-        best: dict[str, Any] | None = None
-        criterion = "val_clean" if config.method == "none" else "val_robust"
-        images = steps_per_epoch * min(config.batch_size, len(train))
-        with ExitStack() as stack:
-            metrics_file = stack.enter_context((out / METRICS).open("w"))
-            report = stack.enter_context(_Report(config.epochs, images, progress))
-            for epoch in range(1, config.epochs + 1):
-                learning_rate = optimizer.param_groups[0]["lr"]
-                order = _seed(config.seed, _ORDER, epoch)
-                result = train_epoch(
-                    model,
-                    train.batches(config.batch_size, shuffle_seed=order, drop_last=True),
-                    optimizer,
-                    _loss_function(config, _generator(config, _ATTACK, epoch)),
-                    scheduler=scheduler,
-                    on_batch=report.on_batch,
-                )
-                if not math.isfinite(result.loss):
-                    raise FloatingPointError(
-                        f"training diverged: the loss of epoch {epoch} is {result.loss}; "
-                        "a smaller lr may help"
-                    )
-                metrics = {
-                    "epoch": epoch,
-                    "lr": learning_rate,
-                    "train_loss": result.loss,
-                    "train_accuracy": result.accuracy,
-                    **_validate(model, val, config),
-                    "images_per_second": result.images / result.seconds,
-                    "seconds": result.seconds,
-                }
-                history.append(metrics)
-                metrics_file.write(json.dumps(metrics) + "\n")
-                metrics_file.flush()
-                state = {
-                    "model": model.state_dict(),
-                    "network": spec,
-                    "config": config.to_dict(),
-                    "epoch": epoch,
-                    "metrics": metrics,
-                }
-                save_checkpoint(out / LAST, state)
-                if best is None or metrics[criterion] > best[criterion]:
-                    best = metrics
-                    save_checkpoint(out / BEST, state)
-                report.on_epoch(metrics, is_best=best is metrics)
-    return {"best": best, "last": history[-1], "epochs": history, "out": str(out)}
+    if (Path(config.out) / CONFIG).exists():
+        raise ValueError(
+            f"out: {config.out} already holds a training run; to go on with it: "
+            f"{_resume_command(config.out)}"
+        )
+    with chosen_backend(config.backend):
+        return _Run(config, splits, progress).finish()
+
+
+def resume(
+    run_dir: str | Path,
+    splits: ImageSplits | None = None,
+    *,
+    data_dir: str | None = None,
+    device: str | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Go on with a run that was stopped, from the state in its last.pt.
+
+    On the CPU, with the same thread count, the result has the same bits as that of a run that was
+    not stopped, but for the times.
+
+    Args:
+        run_dir: the run folder.
+        splits: the data; loaded by its name if None.
+        data_dir: where the data is now, if elsewhere; for a folder of images, that folder.
+        device: where to compute, if elsewhere.
+        backend: implementation of the layers, if another.
+        progress: as in `fit`.
+
+    Returns:
+        As `fit`; at once, where all epochs are trained.
+
+    Raises:
+        FileNotFoundError: there is no run, or it was stopped before its first save.
+        ValueError: a damaged file; settings or data that are not those of the saved state.
+        FloatingPointError, TrainingInterrupted: as `fit`.
+    """
+    saved, state = _read_run(Path(run_dir))
+    config = replace(saved.at(data_dir=data_dir, device=device, backend=backend), out=str(run_dir))
+    config = replace(config, device=checked_device(config.device))
+    with chosen_backend(config.backend):
+        run = _Run(config, splits, progress)
+        run.load(state)
+        return run.finish()
+
+
+def _read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of a run and its last saved state."""
+    settings, last = folder / CONFIG, folder / LAST
+    if not settings.is_file():
+        raise FileNotFoundError(f"no training run in {folder}: there is no {settings}")
+    if not last.is_file():
+        raise FileNotFoundError(
+            f"no {last}: the run was stopped before its first save; remove {folder} to begin again"
+        )
+    try:
+        config = TrainConfig.from_dict(json.loads(settings.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{settings}: not the settings of a run ({error})") from error
+    state = read_tensors(last)
+    missing = missing_keys(state, "training", "images")
+    if missing:
+        raise ValueError(f"{last}: not the state of a training run, lacks {', '.join(missing)}")
+    try:
+        different = config.differences(TrainConfig.from_dict(state["config"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{last}: not the state of a training run ({error})") from error
+    if different:
+        raise ValueError(f"{settings}: {', '.join(different)} not as in {last}")
+    return config, state
+
+
+class _Run:
+    """A training run in its folder."""
+
+    def __init__(self, config: TrainConfig, splits: ImageSplits | None, progress: bool) -> None:
+        self.config = config
+        self.out = Path(config.out)
+        self.progress = progress
+        if splits is None:
+            splits = load(
+                config.data,
+                config.data_dir,
+                download=config.download,
+                image_size=config.image_size,
+            )
+        self.train, self.val = _training_data(config, splits, progress)
+        self.batches = self.train.batch_count(config.batch_size, drop_last=True)
+        self.images = {"train": len(self.train), "val": len(self.val)}
+        self.state = TrainingState(config, network_spec(config, splits), self.batches)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        if state["images"] != self.images or state["network"] != self.state.spec:
+            raise ValueError(
+                f"data: {self.config.data} has changed since the run began (training and "
+                f"validation images, then {state['images']}, now {self.images}; their shape, mean "
+                "and deviation, and the number of classes must be the same too)"
+            )
+        try:
+            self.state.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{self.out / LAST}: cannot be continued ({reason})") from error
+        if self.progress:
+            print(self._position(), flush=True)
+
+    def _position(self) -> str:
+        if self.state.epoch > self.config.epochs:
+            return f"{self.out} is finished: all {self.config.epochs} epochs are trained"
+        done = self.state.totals.batches
+        return f"going on with epoch {self.state.epoch} after batch {done} of {self.batches}"
+
+    def finish(self) -> dict[str, Any]:
+        """Train what is left of the run."""
+        state = self.state
+        images = self.batches * min(self.config.batch_size, len(self.train))
+        report = Progress(
+            self.config.epochs,
+            images,
+            self.progress,
+            epoch=state.epoch,
+            images=len(state.history) * images + state.totals.images,
+        )
+        with report, Interrupts() as interrupts:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_json(self.out / CONFIG, self.config.to_dict())
+            self._write_results()
+            try:
+                while state.epoch <= self.config.epochs:
+                    self._train_epoch(interrupts, report)
+            except TrainingInterrupted:
+                self._save()
+                raise TrainingInterrupted(
+                    f"stopped in epoch {state.epoch} after batch {state.totals.batches} of "
+                    f"{self.batches}, state saved; to go on: {_resume_command(self.out)}"
+                ) from None
+        history = state.history
+        return {
+            "best": history[state.best - 1],
+            "last": history[-1],
+            "epochs": history,
+            "out": str(self.out),
+        }
+
+    def _train_epoch(self, interrupts: Interrupts, report: Progress) -> None:
+        config, state = self.config, self.state
+        batches = self.train.batches(
+            config.batch_size,
+            shuffle_seed=derived_seed(config.seed, _ORDER, state.epoch),
+            drop_last=True,
+            start=state.totals.batches,
+            augment=config.augment,
+            augment_seed=derived_seed(config.seed, _AUGMENT, state.epoch),
+        )
+        result = train_epoch(
+            state.model,
+            interrupts.watch(batches),
+            state.optimizer,
+            _loss_function(state),
+            scheduler=state.scheduler,
+            on_batch=report.on_batch,
+            totals=state.totals,
+        )
+        if not math.isfinite(result.loss):
+            raise FloatingPointError(
+                f"training diverged: the loss of epoch {state.epoch} is {result.loss}; "
+                "a smaller lr may help"
+            )
+        val = interrupts.watch(self.val.batches(EVALUATION_BATCH))
+        state.end_epoch(_metrics(state, result, _validate(state.model, val, config)))
+        self._save()
+        self._write_results()
+        report.on_epoch(state.history[-1], is_best=state.is_best)
+
+    def _save(self) -> None:
+        save_checkpoint(self.out / LAST, {**self.state.state_dict(), "images": self.images})
+
+    def _write_results(self) -> None:
+        """Bring best.pt and metrics.jsonl to what last.pt holds, from which they can be made."""
+        if self.state.is_best:
+            save_checkpoint(self.out / BEST, self.state.checkpoint())
+        lines = (json.dumps(metrics) + "\n" for metrics in self.state.history)
+        write_text(self.out / METRICS, "".join(lines))
+
+
+def _resume_command(folder: str | Path) -> str:
+    return f"ssp-fused train --resume {shlex.quote(str(folder))}"
 
 
 def _training_data(
@@ -128,98 +261,31 @@ def _training_data(
     return train.to(config.device), val.to(config.device)
 
 
-def _optimizer(
-    model: nn.Module, config: TrainConfig, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    if config.schedule == "cosine":
-        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-    # Momentum stays where it was asked to be: only the learning rate cycles.
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=total_steps, cycle_momentum=False
-    )
-
-
-def _loss_function(config: TrainConfig, generator: torch.Generator) -> LossFunction:
-    if config.method == "none":
+def _loss_function(state: TrainingState) -> LossFunction:
+    if state.config.method == "none":
         return clean_loss
-    return partial(pgd_loss, **config.attack(), generator=generator)
+    return partial(pgd_loss, **state.config.attack(), generator=state.attack_generator)
 
 
-def _validate(model: nn.Module, val: ImageSet, config: TrainConfig) -> dict[str, float]:
+def _metrics(
+    state: TrainingState, result: EpochResult, validation: dict[str, float]
+) -> dict[str, Any]:
+    return {
+        "epoch": state.epoch,
+        "lr": state.learning_rate,
+        "train_loss": result.loss,
+        "train_accuracy": result.accuracy,
+        **validation,
+        "images_per_second": result.images / result.seconds,
+        "seconds": result.seconds,
+    }
+
+
+def _validate(model: nn.Module, batches: Batches, config: TrainConfig) -> dict[str, float]:
     """Accuracies to choose by; the attack starts from the same points in every epoch."""
-    attacks = {}
-    if config.method != "none":
-        generator = _generator(config, _VALIDATION, 0)
-        attacks["robust"] = partial(pgd, **config.attack(), generator=generator)
-    accuracies = evaluate(model, val.batches(EVALUATION_BATCH), attacks)
-    return {f"val_{name}": value for name, value in accuracies.items()}
-
-
-def _seed(seed: int, purpose: str, epoch: int) -> int:
-    """A seed of its own for every purpose and epoch, whatever was drawn before."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{epoch}".encode()).digest()[:7], "big")
-
-
-def _generator(config: TrainConfig, purpose: str, epoch: int) -> torch.Generator:
-    return torch.Generator(config.device).manual_seed(_seed(config.seed, purpose, epoch))
-
-
-class _Report:
-    """The progress bar, and a line per epoch."""
-
-    # The loss lives on the device; showing it synchronizes, so it is shown rarely.
-    _SECONDS_BETWEEN_READS = 0.5
-
-    def __init__(self, epochs: int, images_per_epoch: int, enabled: bool) -> None:
-        self.epochs = epochs
-        self.enabled = enabled
-        self.epoch = 1
-        self.validated = ""
-        self.read_at = 0.0
-        self.bar = None
-        if enabled:
-            from tqdm import tqdm
-
-            # disable=None: only on a terminal.
-            self.bar = tqdm(
-                total=epochs * images_per_epoch, unit="img", unit_scale=True, disable=None
-            )
-
-    def __enter__(self) -> _Report:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def on_batch(self, images: int, totals: RunningTotals) -> None:
-        if self.bar is None or self.bar.disable:
-            return
-        self.bar.update(images)
-        now = time.monotonic()
-        if now - self.read_at >= self._SECONDS_BETWEEN_READS:
-            self.read_at = now
-            loss, accuracy = totals.means()
-            self.bar.set_description(f"epoch {self.epoch}/{self.epochs}", refresh=False)
-            self.bar.set_postfix_str(f"loss {loss:.3f}, train {accuracy:.1%}{self.validated}")
-
-    def on_epoch(self, metrics: dict[str, Any], *, is_best: bool) -> None:
-        self.epoch = metrics["epoch"] + 1
-        self.validated = f", clean {metrics['val_clean']:.1%}"
-        if "val_robust" in metrics:
-            self.validated += f", robust {metrics['val_robust']:.1%}"
-        if not self.enabled:
-            return
-        line = (
-            f"epoch {metrics['epoch']}/{self.epochs}: loss {metrics['train_loss']:.3f}, "
-            f"train {metrics['train_accuracy']:.1%}; validation{self.validated[1:]}; "
-            f"{metrics['images_per_second']:,.0f} img/s{' (best)' if is_best else ''}"
-        )
-        self.bar.write(line)
+    if config.method == "none":
+        return {"val_clean": evaluate(model, batches)["clean"]}
+    generator = seeded_generator(config, _VALIDATION, 0)
+    attack = partial(pgd, **config.attack(), generator=generator)
+    accuracies = evaluate(model, batches, {"robust": attack})
+    return {f"val_{name}": accuracies[name] for name in ("clean", "robust")}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attacks import fgsm, pgd
 from .losses import LossFunction
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+CLEAN, WORST = "clean", "worst"
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,51 @@ class EpochResult:
 
 
 class RunningTotals:
-    """Loss and hits summed on the device; reading them is the only synchronization."""
+    """Loss and hits of an epoch, summed on the device; reading them is the only synchronization.
 
-    def __init__(self) -> None:
-        self.images = 0
-        self._sums: Tensor | None = None
+    Args:
+        state: a `state_dict` to go on from.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self.batches: int = state["batches"] if state else 0
+        self.images: int = state["images"] if state else 0
+        self._seconds: float = state["seconds"] if state else 0.0
+        self._since = time.perf_counter()
+        self._sums: Tensor = state["sums"] if state else torch.zeros(2, dtype=torch.float64)
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Count a batch: its mean loss, logits `[N, num_classes]` and labels `[N]`."""
         hits = (logits.argmax(dim=1) == y).sum()
         sums = torch.stack((loss.detach().double() * len(y), hits.double()))
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = self._sums.to(sums.device) + sums
         self.images += len(y)
+        self.batches += 1
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss and accuracy so far."""
-        if self._sums is None:
+    def result(self) -> EpochResult:
+        """Means so far.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if not self.images:
             raise ValueError("no batch was seen")
         loss, hits = self._sums.tolist()
-        return loss / self.images, hits / self.images
+        return EpochResult(loss / self.images, hits / self.images, self.images, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the beginning, without that between `state_dict` and going on from it."""
+        return self._seconds + time.perf_counter() - self._since
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors and plain types."""
+        return {
+            "batches": self.batches,
+            "images": self.images,
+            "seconds": self.seconds,
+            "sums": self._sums.cpu(),
+        }
 
 
 def train_epoch(
@@ -63,6 +93,7 @@ def train_epoch(
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     on_batch: Callable[[int, RunningTotals], None] | None = None,
+    totals: RunningTotals | None = None,
 ) -> EpochResult:
     """Train on each batch once, the model in training mode.
 
@@ -74,6 +105,7 @@ def train_epoch(
             settings bound.
         scheduler: stepped after every batch.
         on_batch: called after every batch with its size and the totals so far.
+        totals: of the part of the epoch that was trained before; a new one if None.
 
     Returns:
         Means over the epoch.
@@ -82,8 +114,7 @@ def train_epoch(
         ValueError: there are no batches.
     """
     model.train()
-    totals = RunningTotals()
-    start = time.perf_counter()
+    totals = RunningTotals() if totals is None else totals
     for x, y in batches:
         optimizer.zero_grad(set_to_none=True)
         loss, logits = loss_function(model, x, y)
@@ -94,8 +125,7 @@ def train_epoch(
         totals.add(loss, logits, y)
         if on_batch is not None:
             on_batch(len(y), totals)
-    loss_mean, accuracy = totals.means()
-    return EpochResult(loss_mean, accuracy, totals.images, time.perf_counter() - start)
+    return totals.result()
 
 
 def evaluate(
@@ -106,52 +136,43 @@ def evaluate(
     Args:
         model: maps images to logits `[N, num_classes]`; its modules' modes are restored.
         batches: pairs of images `[N, C, H, W]` and labels `[N]` on the model's device.
-        attacks: by name, functions from (model, x, y) to attacked images; "clean" is always there.
+        attacks: by name, functions from (model, x, y) to attacked images, as `named_attacks` makes.
 
     Returns:
-        "clean" and each attack's name to the share of images classified correctly.
+        "clean" and each attack's name to the share of images classified correctly; where there are
+        attacks, also "worst": the share of those that are right on the image and under every
+        attack.
 
     Raises:
-        ValueError: there are no batches.
+        ValueError: there are no batches, or an attack is named "clean" or "worst".
     """
-    runs: dict[str, Attack] = {"clean": lambda _model, x, _y: x, **(attacks or {})}
-    modes = [(module, module.training) for module in model.modules()]
-    hits: dict[str, Tensor | int] = dict.fromkeys(runs, 0)
+    attacks = attacks or {}
+    for name in (CLEAN, WORST):
+        if name in attacks:
+            raise ValueError(f"attacks must not be named {name!r}: {', '.join(attacks)}")
+    runs: dict[str, Attack] = {CLEAN: lambda _model, x, _y: x, **attacks}
+    columns = [*runs, WORST] if attacks else list(runs)
+    hits: Tensor | int = 0
     images = 0
+    with eval_mode(model), torch.no_grad():
+        for x, y in batches:
+            right = [model(attack(model, x, y)).argmax(dim=1) == y for attack in runs.values()]
+            if attacks:
+                right.append(torch.stack(right).all(dim=0))
+            hits = hits + torch.stack(right).sum(dim=1)
+            images += len(y)
+    if not images:
+        raise ValueError("no batch was seen")
+    return {name: count / images for name, count in zip(columns, hits.tolist(), strict=True)}
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards each module's own mode, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
-            for x, y in batches:
-                for name, attack in runs.items():
-                    logits = model(attack(model, x, y))
-                    hits[name] = hits[name] + (logits.argmax(dim=1) == y).sum()
-                images += len(y)
+        yield
     finally:
         for module, training in modes:
             module.training = training
-    if not images:
-        raise ValueError("no batch was seen")
-    return {name: int(count) / images for name, count in hits.items()}
-
-
-def standard_attacks(
-    *, eps: float, step_size: float, generator: torch.Generator | None = None
-) -> dict[str, Attack]:
-    """The attacks robustness is reported under: FGSM, and PGD-20 from a random start; l-infinity.
-
-    Args:
-        eps: radius, in units of the images.
-        step_size: of PGD, same units.
-        generator: of the random start, on the images' device.
-
-    Returns:
-        "fgsm" and "pgd20", for `evaluate`.
-    """
-
-    def run_fgsm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return fgsm(model, x, y, eps=eps)
-
-    def run_pgd(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return pgd(model, x, y, eps=eps, step_size=step_size, steps=20, generator=generator)
-
-    return {"fgsm": run_fgsm, "pgd20": run_pgd}

@@ -1,0 +1,193 @@
+"""The arguments of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__, available_backends, data, models, schemes
+from .adversarial.attacks import NORMS as ATTACK_NORMS
+from .adversarial.config import METHODS, NETWORKS, SCHEDULES
+from .adversarial.conversion import DATASETS
+from .adversarial.evaluation import DEFAULT_ATTACKS
+from .adversarial.growth import DEFAULT_ATTACK
+from .adversarial.named import GRAMMAR
+from .nn import NORMS
+
+_CHECKPOINT = {
+    "metavar": "RUN_DIR_OR_CHECKPOINT",
+    "help": "a run, for its best epoch, or a checkpoint file",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the arguments, in place of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _number(text: str) -> float:
+    """A float; fractions like 8/255 too."""
+    try:
+        return float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        return float(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `ssp-fused`: its result names the command, and holds what was given with it."""
+    parser = Parser(prog="ssp-fused", description="Robust training of SSP networks.")
+    parser.add_argument("--version", action="version", version=f"ssp-fused {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    info = commands.add_parser("info", help="versions, backends, how the binaries were built")
+    info.set_defaults(command="info")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_growth(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    # Only what was given reaches TrainConfig, which has the defaults.
+    train = commands.add_parser(
+        "train",
+        help="train a network, or go on with a run that was stopped",
+        description="Train a network. Ctrl-C stops after the batch at hand; --resume goes on.",
+        argument_default=argparse.SUPPRESS,
+    )
+    train.set_defaults(command="train")
+    add = train.add_argument
+    add(
+        "--resume",
+        metavar="RUN_DIR",
+        help="go on with this run, with its settings; only --data-dir, --device and --backend may "
+        "differ",
+    )
+    known = f"{', '.join(data.names())}, or folder:PATH with images in class folders"
+    add("--data", help=f"{known} (default: digits)")
+    _add_data(train)
+    add("--augment", help=f"{', '.join(data.AUGMENTATIONS)} (default: by data set)")
+    add("--network", help=f"{', '.join(NETWORKS)} (default: by data set)")
+    add(
+        "--model",
+        "--scheme",
+        help=f"a published network ({', '.join(models.PUBLISHED_SCHEMES)}; default: ssp2), a "
+        f"scheme ({', '.join((*schemes.names(), models.ADAPTIVE))}), or schemes separated by "
+        "commas, one per group of blocks",
+    )
+    add("--blocks", type=int, help="SSP blocks per group (default: by data set)")
+    add("--width", type=int, help="channels of the first group (default: by data set)")
+    add("--norm", help=f"{', '.join(NORMS)} (default: batch)")
+    add("--method", help=f"{', '.join(METHODS)} (default: pgd)")
+    add("--eps", type=_number, help="radius of the l-infinity attack, pixels in [0, 1]")
+    add("--step-size", type=_number, help="length of an attack step")
+    add("--steps", type=int, help="attack steps")
+    add("--epochs", type=int, help="passes over the training images (default: 10)")
+    add("--batch-size", type=int, help="images per step (default: 128)")
+    add("--lr", type=_number, help="largest learning rate (default: 0.1)")
+    add("--schedule", help=f"{', '.join(SCHEDULES)} (default: cosine)")
+    add("--seed", type=int, help="of initialization, order and attacks (default: 0)")
+    add("--limit", type=int, metavar="N", help="train on N images only")
+    add("--out", metavar="DIR", help="run folder (default: runs/DATA-MODEL-METHOD-seedSEED)")
+    _add_place(train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluation = commands.add_parser(
+        "evaluate",
+        help="accuracy on test images, clean and under attacks",
+        description="Accuracy of a network on test images: clean, under each attack, and the share "
+        "of images that withstand every one (worst).",
+        argument_default=argparse.SUPPRESS,
+    )
+    evaluation.set_defaults(command="evaluate")
+    evaluation.add_argument("checkpoint", type=Path, **_CHECKPOINT)
+    evaluation.add_argument(
+        "--attack",
+        type=_names,
+        default=list(DEFAULT_ATTACKS),
+        metavar="NAMES",
+        help=f"separated by commas: {GRAMMAR} (default: {','.join(DEFAULT_ATTACKS)})",
+    )
+    _add_test(evaluation)
+
+
+def _add_growth(commands: Any) -> None:
+    growth = commands.add_parser(
+        "growth",
+        help="how much each group of blocks amplifies an attack's perturbation",
+        description="Mean over test images of the perturbation's norm behind a group of blocks, "
+        "over that before it; p = 1 and 2.",
+        argument_default=argparse.SUPPRESS,
+    )
+    growth.set_defaults(command="growth")
+    growth.add_argument("checkpoints", type=Path, nargs="+", **_CHECKPOINT)
+    growth.add_argument(
+        "--attack", default=DEFAULT_ATTACK, help=f"{GRAMMAR} (default: {DEFAULT_ATTACK})"
+    )
+    growth.add_argument("--figure", type=Path, metavar="FILE", help="draw it; png, pdf or svg")
+    _add_test(growth)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="checkpoints of the published code into ours, and back",
+        description="Write a published checkpoint as one of ssp_fused, or a run's as a published "
+        "one: which, is read off IN. Checked before OUT is written.",
+        argument_default=argparse.SUPPRESS,
+    )
+    convert.set_defaults(command="convert")
+    add = convert.add_argument
+    add("source", metavar="IN", type=Path, help="published checkpoint, or RUN_DIR_OR_CHECKPOINT")
+    add("target", metavar="OUT", type=Path, help="the file to write")
+    add("--dataset", help=f"of a published IN: {', '.join(DATASETS)} (default: cifar10)")
+    add(
+        "--model",
+        help=f"of a published IN: {', '.join(models.PUBLISHED_SCHEMES)}, or one per group, "
+        "separated by commas (default: as the file says, else ssp2)",
+    )
+    add("--norm", help=f"of a published IN: {', '.join(NORMS)} (default: as the file says)")
+    add("--num-groups", type=int, help="of group norms (default: min(32, channels))")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    _add_place(convert)
+
+
+def _add_test(parser: argparse.ArgumentParser) -> None:
+    """Options of `EvaluationSettings`, which has the defaults, and where results go."""
+    add = parser.add_argument
+    add("--last", action="store_true", help="a run's last state, not the best on validation")
+    add("--data", help="test images of another data set (default: the run's)")
+    _add_data(parser)
+    add("--norm", choices=ATTACK_NORMS, help="of the attacks (default: linf)")
+    add("--eps", type=_number, help="radius of the attacks (default: the run's; l2: none)")
+    add(
+        "--step-size", type=_number, help="length of a PGD step (default: the run's; l2: its share)"
+    )
+    add("--batch-size", type=int, help="images at once (default: 500)")
+    add("--seed", type=int, help="of random starts (default: 0)")
+    add("--limit", type=int, metavar="N", help="the first N test images only")
+    _add_place(parser)
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--out", type=Path, metavar="FILE", help="write the JSON to a file")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data-dir", metavar="DIR", help="folder of the data's files")
+    add("--download", action="store_true", help="fetch the data if it is not there")
+    add("--image-size", type=int, metavar="N", help="scale images to N x N (folder, tiny-imagenet)")
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    names = ("auto", *available_backends())
+    parser.add_argument("--backend", choices=names, help="implementation of the layers")
