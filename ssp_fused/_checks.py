@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -110,12 +111,11 @@ def epsilon(eps: float) -> None:
         raise ValueError(f"eps must not be negative, got {eps}")
 
 
-def batch_statistics(activation: Tensor) -> None:
+def batch_statistics(shape: Sequence[int]) -> None:
     """Training statistics need more than one value a channel (torch.nn.functional.batch_norm's rule)."""
-    if activation.numel() == activation.shape[1]:
+    if math.prod(shape) == shape[1]:
         raise ValueError(
-            "Expected more than 1 value per channel when training, "
-            f"got input size {tuple(activation.shape)}"
+            f"Expected more than 1 value per channel when training, got input size {tuple(shape)}"
         )
 
 

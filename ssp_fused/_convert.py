@@ -106,6 +106,9 @@ class _Converted(_PreActivation):
         _fusion.report(f"a {self._kind.__name__} is run as it is, unfused: {reason}")
         return self._plain(x)
 
+    def _joins(self, x: Tensor) -> bool:
+        return self._would_bypass() is None and super()._joins(x)
+
     def _would_bypass(self) -> str | None:
         """What the fused block would leave out, if anything."""
         for path in self._plan.uncalled:
@@ -166,7 +169,11 @@ class ConvertedDownsample(_Converted, PreActDownsample):
     def downsample(self) -> nn.Module:
         return _at(self, self._plan.shortcut)
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _chainable(self, x: Tensor) -> bool:
+        as_published = not self._plan.shortcut_of_input and self._plan.norm1_updates == 2
+        return as_published and _scale(self) == 1 and super()._chainable(x)
+
+    def _piecewise(self, x: Tensor) -> Tensor:
         _, z = self._first([x], updates=self._plan.norm1_updates)
         if self._plan.shortcut_of_input:
             shortcut = self.downsample(x)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from . import functional
 from ._checks import activation_index
+from ._distributed import process_group
 from ._ops import MAX_TERMS
 from .reference import torch_activation
 
@@ -56,6 +56,25 @@ def report(message: str) -> None:
         _log.warning(message)
 
 
+def chainable(norms: Sequence[nn.Module], convs: Sequence[nn.Module]) -> bool:
+    """Whether a block of these modules can be part of a chain (``_chain``): all fusable, zeros for padding.
+
+    A parametrized weight may change with every call of its module; a chain reads each once.
+    """
+    return (
+        all(_fusable(norm, *_NORMS) for norm in norms)
+        and all(_fusable(conv, nn.Conv2d) for conv in convs)
+        and all(conv.padding_mode == "zeros" and conv.padding != "same" for conv in convs)
+        and not any(parametrize.is_parametrized(module) for module in (*norms, *convs))
+    )
+
+
+def shortcut_parts(module: nn.Module) -> list[nn.Module] | None:
+    """The convolution and the norm of a shortcut, None where it is anything else."""
+    parts = list(module) if isinstance(module, nn.Sequential) else []
+    return parts if len(parts) == 2 and _fusable(module, nn.Sequential) else None
+
+
 def convolve(conv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
     """``conv(z)`` without its bias, and the bias to be added by the next op (None if there is none left to add)."""
     if not _fusable(conv, nn.Conv2d):
@@ -65,8 +84,8 @@ def convolve(conv: nn.Module, z: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def shortcut(module: nn.Module, z: Tensor) -> Tensor:
     """``module(z)``, where a convolution and a norm in a row are fused."""
-    parts = list(module) if isinstance(module, nn.Sequential) else []
-    if not (len(parts) == 2 and _fusable(module, nn.Sequential)):
+    parts = shortcut_parts(module)
+    if parts is None:
         return module(z)
     conv, norm = parts
     inner, bias = convolve(conv, z)
@@ -149,19 +168,9 @@ def norm_act(
             norm.running_var if moving or not training else None,
             training=training,
             momentum=norm.momentum,
-            process_group=_process_group(norm),
+            process_group=process_group(norm),
             num_batches_tracked=norm.num_batches_tracked if moving else None,
             updates=updates,
             **stage,
         )
     return (u if write_u else terms[0]), z
-
-
-def _process_group(norm: nn.Module) -> Any:
-    """The group over which a SyncBatchNorm's batch is spread, None where this process holds all of it."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not norm.training:
-        return None
-    if not (dist.is_available() and dist.is_initialized()):
-        return None
-    group = norm.process_group if norm.process_group is not None else dist.group.WORLD
-    return group if dist.get_world_size(group) > 1 else None

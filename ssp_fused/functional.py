@@ -8,14 +8,13 @@ gradients (``create_graph=True``) work, by plain PyTorch. Which implementation r
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _autograd, _checks, reference
+from . import _autocast, _autograd, _checks, reference
 from ._backends import Backend, select
 from ._backends.reference import BACKEND as _REFERENCE
 from ._layout import stage_dtype
@@ -68,7 +67,7 @@ def stage_combine(
     if backend is _REFERENCE:
         return reference.combine(terms, coefficients, channel_bias)
     numbers, tensor = _split(coefficients)
-    with _no_autocast(terms[0]):
+    with _autocast.disabled(terms[0]):
         return _autograd.StageCombine.apply(
             _autograd.Stage(backend, numbers), tensor, channel_bias, *terms
         )
@@ -172,7 +171,7 @@ def batch_norm_act(
         _checks.channel_vector(name, vector, terms[0])
     if training:
         if process_group is None:
-            _checks.batch_statistics(terms[0])
+            _checks.batch_statistics(terms[0].shape)
     elif running_mean is None or running_var is None:
         raise ValueError("running_mean and running_var must be given where training is False")
 
@@ -195,9 +194,12 @@ def batch_norm_act(
     numbers, tensor = _split(coefficients)
     stage = _autograd.Stage(backend, numbers, write_u)
     norm = _autograd.Norm(
-        eps, code, _z_dtype(terms), process_group=process_group if training else None
+        eps,
+        code,
+        _autocast.convolution_dtype(terms),
+        process_group=process_group if training else None,
     )
-    with _no_autocast(terms[0]):
+    with _autocast.disabled(terms[0]):
         if not training:
             mean, rstd = _autograd.fixed_statistics(
                 running_mean, running_var, eps, stage_dtype(terms)
@@ -293,8 +295,8 @@ def group_norm_act(
         u = reference.combine(terms, coefficients, channel_bias)
         return u, reference.group_norm_act(u, num_groups, weight, bias, eps=eps, activation=code)
     numbers, tensor = _split(coefficients)
-    norm = _autograd.Norm(eps, code, _z_dtype(terms), num_groups=num_groups)
-    with _no_autocast(terms[0]):
+    norm = _autograd.Norm(eps, code, _autocast.convolution_dtype(terms), num_groups=num_groups)
+    with _autocast.disabled(terms[0]):
         return _autograd.StageGroupNormAct.apply(
             _autograd.Stage(backend, numbers, write_u),
             norm,
@@ -385,19 +387,3 @@ def _split(coefficients: Coefficients) -> tuple[tuple[float, ...] | None, Tensor
     if isinstance(coefficients, Tensor):
         return None, coefficients
     return tuple(float(c) for c in coefficients), None
-
-
-def _z_dtype(terms: Sequence[Tensor]) -> torch.dtype:
-    """The dtype of the next convolution's input: under autocast, the one it would be cast to."""
-    dtype = stage_dtype(terms)
-    device = terms[0].device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
-
-
-def _no_autocast(like: Tensor) -> contextlib.AbstractContextManager[Any]:
-    device = like.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _fusion, reference, schemes
+from . import _chain, _checks, _fusion, reference, schemes
 from ._backends import select
 from ._backends.reference import BACKEND as _REFERENCE
 from ._checks import activation_index
+from ._plan import Builder, Row, Term
 from .functional import BLOCK_OPS, Coefficients
 from .schemes import ShuOsher
 
@@ -85,7 +86,27 @@ class _PreActivation(nn.Module):
 
     def _fused(self, x: Tensor) -> Tensor:
         """The block, with one op between two convolutions."""
+        return _run_chain([self], x) if self._chainable(x) else self._piecewise(x)
+
+    def _piecewise(self, x: Tensor) -> Tensor:
+        """The block, op by op, its submodules called as they are where that is not what an op would do."""
         raise NotImplementedError
+
+    def _chainable(self, x: Tensor) -> bool:
+        """Whether the block can be part of a chain."""
+        norms, convs = [self.norm1, self.norm2], [self.conv1, self.conv2]
+        return x.dim() == 4 and _fusion.chainable(norms, convs)
+
+    def _joins(self, x: Tensor) -> bool:
+        """Whether a chain may run the block without calling it."""
+        return _fusion.additions(self) is None and self._chainable(x)
+
+    def _add_to(self, chain: Builder) -> None:
+        """Append the block to a chain."""
+        raise NotImplementedError
+
+    def _modules_of_chain(self) -> tuple[Any, ...]:
+        return self.norm1, self.conv1, self.norm2, self.conv2, self._activation
 
     @property
     def _activation(self) -> str:
@@ -181,7 +202,11 @@ class SSPBlock(_PreActivation):
     def _plain(self, x: Tensor) -> Tensor:
         return reference.ssp_step(x, self._branch, self.scheme, self.step_size)
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _add_to(self, chain: Builder) -> None:
+        rows = zip(self.scheme.alpha, self.scheme.beta, strict=True)
+        chain.add(*self._modules_of_chain(), tuple(_row(a, b, self.step_size) for a, b in rows))
+
+    def _piecewise(self, x: Tensor) -> Tensor:
         stages, slopes = [x], []
         bias: Tensor | None = None
         _, z = self._first([x])
@@ -199,6 +224,12 @@ class SSPBlock(_PreActivation):
     def extra_repr(self) -> str:
         """Scheme, activation and step size."""
         return f"{self.scheme.name}, activation={self._activation}, step_size={self.step_size}"
+
+
+def _row(alpha: Sequence[float], beta: Sequence[float], step_size: float) -> Row:
+    """sum_k ( alpha_k u_k + beta_k h F(u_k) ), without its zeros."""
+    stages = [Term(False, k, float(a)) for k, a in enumerate(alpha) if a != 0]
+    return (*stages, *(Term(True, k, float(b * step_size)) for k, b in enumerate(beta) if b != 0))
 
 
 def _stage(
@@ -289,11 +320,23 @@ class AdaptiveSSPBlock(_PreActivation):
     def _plain(self, x: Tensor) -> Tensor:
         return reference.adaptive_step(x, self._branch, self.a21, self.b10, self.step_size)
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _add_to(self, chain: Builder) -> None:
+        first, last = self._rows()
+        rows = (_row((1.0,), (1.0,), 1.0), _row((1.0, 0.0), (1.0, 1.0), 1.0))
+        chain.add(
+            *self._modules_of_chain(), rows, coefficients=torch.cat([first, last]), repeats=(2, 2)
+        )
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """The coefficients over (x, F(x)) and over (x, F(x), F(u1))."""
         first, last = reference.adaptive_coefficients(self.a21, self.b10)
         if self.step_size != 1:
             first = torch.cat([first[:1], self.step_size * first[1:]])
             last = torch.cat([last[:1], self.step_size * last[1:]])
+        return first, last
+
+    def _piecewise(self, x: Tensor) -> Tensor:
+        first, last = self._rows()
         _, z = self._first([x], updates=2)
         slope, bias = self._slope(z, updates=2)
         _, z = self._first([x, slope], first, _scaled(bias, first[1]))
@@ -370,7 +413,18 @@ class PreActDownsample(_PreActivation):
         shortcut = self.downsample(self._act(self.norm1(x)))
         return shortcut + self._branch(x)
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _chainable(self, x: Tensor) -> bool:
+        parts = _fusion.shortcut_parts(self.downsample)
+        if parts is None or not super()._chainable(x):
+            return False
+        conv, norm = parts
+        return _fusion.chainable([norm], [conv])
+
+    def _add_to(self, chain: Builder) -> None:
+        rows = (_row((0.0,), (1.0,), 1.0),)
+        chain.add(*self._modules_of_chain(), rows, shortcut=self.downsample, repeats=(2, 1))
+
+    def _piecewise(self, x: Tensor) -> Tensor:
         _, z = self._first([x], updates=2)
         shortcut = _fusion.shortcut(self.downsample, z)
         branch, bias = self._slope(z)
@@ -382,7 +436,39 @@ class PreActDownsample(_PreActivation):
 
 
 class SSPStack(nn.Sequential):
-    """A chain of blocks (:class:`SSPBlock`, :class:`AdaptiveSSPBlock`, :class:`PreActDownsample`), run in order."""
+    """A chain of blocks (:class:`SSPBlock`, :class:`AdaptiveSSPBlock`, :class:`PreActDownsample`), run in order.
+
+    Blocks that stand side by side are one autograd node: the last stage of one and the first norm of the next are one
+    op. Any other module, and a block with hooks, is called as it is, between two chains.
+
+    Attributes:
+        recompute: Whether backward computes the convolutions' inputs again (True, less memory) or they are kept.
+    """
+
+    recompute = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All modules, one after another."""
+        if select(BLOCK_OPS, (x,)) is _REFERENCE:
+            return super().forward(x)
+        chain: list[_PreActivation] = []
+        for module in self:
+            if isinstance(module, _PreActivation) and module._joins(x):
+                chain.append(module)
+                continue
+            x = module(_run_chain(chain, x, recompute=self.recompute))
+            chain = []
+        return _run_chain(chain, x, recompute=self.recompute)
+
+
+def _run_chain(blocks: Sequence[_PreActivation], x: Tensor, *, recompute: bool = True) -> Tensor:
+    if not blocks:
+        return x
+    _checks.terms([x], (1.0,))
+    chain = Builder(x)
+    for block in blocks:
+        block._add_to(chain)
+    return _chain.run(chain, select(BLOCK_OPS, (x,)), x, recompute=recompute)
 
 
 class SSPIntegrator(nn.Module):

@@ -1,0 +1,245 @@
+"""What a chain of blocks computes, as plain data: the modules' settings, and where their tensors are in one list.
+
+``Builder`` collects blocks; ``_chain`` runs the plan. A row of a block is one stage,
+u_i = sum_k ( alpha_ik u_k + beta_ik h F(u_k) ), without its zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks
+from ._autograd import fixed_statistics
+from ._backends import Backend
+from ._distributed import process_group
+
+BATCH, FIXED, GROUP = "batch", "fixed", "group"
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalization with its activation.
+
+    Attributes:
+        kind: BATCH normalizes with the batch's statistics, FIXED with given ones, GROUP by sample and group.
+        weight, bias: where they are in the list of tensors.
+        mean, rstd: the same of a FIXED norm's statistics.
+        activation: index into ``_ops.ACTIVATIONS``.
+        process_group: over which a BATCH norm's batch is spread.
+    """
+
+    kind: str
+    weight: int | None
+    bias: int | None
+    mean: int | None
+    rstd: int | None
+    eps: float
+    activation: int
+    num_groups: int
+    process_group: Any
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution; ``weight`` and ``bias`` are places in the list of tensors."""
+
+    weight: int
+    bias: int | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operand of a stage: ``number`` times u_index, or times F(u_index)."""
+
+    of_slope: bool
+    index: int
+    number: float
+
+
+Row = tuple[Term, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block.
+
+    Attributes:
+        rows: a row a stage.
+        coefficients: where the tensor is that replaces the rows' numbers, one after another.
+        shortcut: the convolution and the norm that act(norm1(x)) goes through, to be added to the one row.
+    """
+
+    norm1: Norm
+    conv1: Conv
+    norm2: Norm
+    conv2: Conv
+    rows: tuple[Row, ...]
+    coefficients: int | None
+    shortcut: tuple[Conv, Norm] | None
+
+    def norms(self) -> list[Norm]:
+        """Its norms."""
+        return [self.norm1, self.norm2, *([] if self.shortcut is None else self.shortcut[1:])]
+
+    def tensors(self) -> list[int | None]:
+        """Places of everything that may require a gradient."""
+        convs = [self.conv1, self.conv2, *([] if self.shortcut is None else self.shortcut[:1])]
+        parts = (*self.norms(), *convs)
+        return [*(place for part in parts for place in (part.weight, part.bias)), self.coefficients]
+
+    def offset(self, row: int) -> int:
+        """How many coefficients the rows before this one have."""
+        return sum(len(earlier) for earlier in self.rows[:row])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chain.
+
+    Attributes:
+        z_dtype: of the convolutions' inputs.
+        recording: whether a backward pass may follow.
+        recompute: whether the backward pass computes the convolutions' inputs again.
+    """
+
+    backend: Backend
+    blocks: tuple[Block, ...]
+    z_dtype: torch.dtype
+    recording: bool
+    recompute: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """A use of a BATCH norm: it counts ``times`` over for the running statistics, with ``rows`` values a channel."""
+
+    norm: nn.Module
+    times: int
+    rows: int
+
+
+class Builder:
+    """Collects the blocks of a chain, their tensors, and the updates of running statistics that they call for."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._like = x
+        self._shape = list(x.shape)
+        self.blocks: list[Block] = []
+        self.tensors: list[Tensor] = []
+        self.updates: list[Update] = []
+
+    def add(
+        self,
+        norm1: nn.Module,
+        conv1: nn.Conv2d,
+        norm2: nn.Module,
+        conv2: nn.Conv2d,
+        activation: str,
+        rows: tuple[Row, ...],
+        *,
+        coefficients: Tensor | None = None,
+        shortcut: nn.Sequential | None = None,
+        repeats: tuple[int, int] = (1, 1),
+    ) -> None:
+        """Append a block; ``repeats`` says how often norm1 and norm2 see the first evaluation's batch.
+
+        Raises:
+            ValueError: the activation has other channels than the block, or too few values for batch statistics.
+        """
+        code = _checks.activation_index(activation)
+        if self._shape[1] != conv1.in_channels:
+            raise ValueError(
+                f"x must have {conv1.in_channels} channels, one for each of the block's; got shape {tuple(self._shape)}"
+            )
+        inner = self._output_shape(conv1)
+        uses: list[Update] = []
+        for stage in range(len(rows)):
+            times = repeats if stage == 0 else (1, 1)
+            self._use(norm1, times[0], self._shape, uses)
+            self._use(norm2, times[1], inner, uses)
+        sideways = None
+        if shortcut is not None:
+            conv, norm = shortcut
+            self._use(norm, 1, inner, uses)
+            sideways = (self._conv(conv), self._norm(norm, 0))
+        self.blocks.append(
+            Block(
+                self._norm(norm1, code),
+                self._conv(conv1),
+                self._norm(norm2, code),
+                self._conv(conv2),
+                rows,
+                self._place(coefficients),
+                sideways,
+            )
+        )
+        self.updates += uses
+        self._shape = inner
+
+    def _place(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def _output_shape(self, conv: nn.Conv2d) -> list[int]:
+        shape = [self._shape[0], conv.out_channels]
+        for d, size in enumerate(self._shape[2:]):
+            reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
+            shape.append((size + 2 * conv.padding[d] - reach) // conv.stride[d] + 1)
+        return shape
+
+    def _use(self, norm: nn.Module, times: int, shape: Sequence[int], uses: list[Update]) -> None:
+        if _kind(norm) != BATCH:
+            return
+        if process_group(norm) is None:
+            _checks.batch_statistics(shape)
+        rows = shape[0]
+        for size in shape[2:]:
+            rows *= size
+        uses.append(Update(norm, times, rows))
+
+    def _conv(self, conv: nn.Conv2d) -> Conv:
+        return Conv(
+            self._place(conv.weight),
+            self._place(conv.bias),
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+        )
+
+    def _norm(self, norm: nn.Module, activation: int) -> Norm:
+        kind = _kind(norm)
+        mean = rstd = None
+        if kind == FIXED:
+            statistics = fixed_statistics(
+                norm.running_mean, norm.running_var, norm.eps, self._like.dtype
+            )
+            mean, rstd = map(self._place, statistics)
+        return Norm(
+            kind,
+            self._place(norm.weight),
+            self._place(norm.bias),
+            mean,
+            rstd,
+            norm.eps,
+            activation,
+            norm.num_groups if kind == GROUP else 0,
+            process_group(norm) if kind == BATCH else None,
+        )
+
+
+def _kind(norm: nn.Module) -> str:
+    if isinstance(norm, nn.GroupNorm):
+        return GROUP
+    return BATCH if norm.training or norm.running_mean is None else FIXED
