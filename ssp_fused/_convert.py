@@ -98,16 +98,11 @@ class _Converted(_PreActivation):
                 raise
             return found.__get__(self, kind) if hasattr(found, "__get__") else found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's output for ``x``."""
+    def _bypasses(self) -> bool:
         reason = self._would_bypass()
-        if reason is None:
-            return super().forward(x)
-        _fusion.report(f"a {self._kind.__name__} is run as it is, unfused: {reason}")
-        return self._plain(x)
-
-    def _joins(self, x: Tensor) -> bool:
-        return self._would_bypass() is None and super()._joins(x)
+        if reason is not None:
+            _fusion.report(f"a {self._kind.__name__} is run as it is, unfused: {reason}")
+        return reason is not None
 
     def _would_bypass(self) -> str | None:
         """What the fused block would leave out, if anything."""

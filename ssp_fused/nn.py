@@ -78,7 +78,13 @@ class _PreActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output for ``x``."""
-        return self._plain(x) if select(BLOCK_OPS, (x,)) is _REFERENCE else self._fused(x)
+        if select(BLOCK_OPS, (x,)) is _REFERENCE or self._bypasses():
+            return self._plain(x)
+        return self._fused(x)
+
+    def _bypasses(self) -> bool:
+        """Whether the fused block would leave out something that a call of its modules would do."""
+        return False
 
     def _plain(self, x: Tensor) -> Tensor:
         """The block, module by module."""
@@ -99,7 +105,10 @@ class _PreActivation(nn.Module):
 
     def _joins(self, x: Tensor) -> bool:
         """Whether a chain may run the block without calling it."""
-        return _fusion.additions(self) is None and self._chainable(x)
+        called_as_built = type(self).forward is _PreActivation.forward
+        if not called_as_built or _fusion.additions(self) is not None or self._bypasses():
+            return False
+        return self._chainable(x)
 
     def _add_to(self, chain: Builder) -> None:
         """Append the block to a chain."""
