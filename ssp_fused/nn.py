@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from . import _chain, _checks, _fusion, reference, schemes
 from ._backends import select
 from ._backends.reference import BACKEND as _REFERENCE
+from ._chain import Builder, Row, Term
 from ._checks import activation_index
-from ._plan import Builder, Row, Term
 from .functional import BLOCK_OPS, Coefficients
 from .schemes import ShuOsher
 
@@ -452,9 +452,15 @@ class SSPStack(nn.Sequential):
 
     Attributes:
         recompute: Whether backward computes the convolutions' inputs again (True, less memory) or they are kept.
+        blocks_per_node: How many blocks an autograd node has at most; None for no limit. One node hands out the
+            gradients of all its parameters at its end.
+        tile: How many samples go through the blocks together where nothing couples samples (group norm, or batch norm
+            in evaluation mode, and no parameter requires a gradient); None for the whole batch at once.
     """
 
-    recompute = True
+    recompute: bool = True
+    blocks_per_node: int | None = None
+    tile: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """All modules, one after another."""
@@ -462,22 +468,32 @@ class SSPStack(nn.Sequential):
             return super().forward(x)
         chain: list[_PreActivation] = []
         for module in self:
-            if isinstance(module, _PreActivation) and module._joins(x):
+            joins = isinstance(module, _PreActivation) and module._joins(x)
+            if chain and (not joins or len(chain) == self.blocks_per_node):
+                x, chain = self._run(chain, x), []
+            if joins:
                 chain.append(module)
-                continue
-            x = module(_run_chain(chain, x, recompute=self.recompute))
-            chain = []
-        return _run_chain(chain, x, recompute=self.recompute)
+            else:
+                x = module(x)
+        return self._run(chain, x) if chain else x
+
+    def _run(self, chain: Sequence[_PreActivation], x: Tensor) -> Tensor:
+        return _run_chain(chain, x, recompute=self.recompute, tile=self.tile)
 
 
-def _run_chain(blocks: Sequence[_PreActivation], x: Tensor, *, recompute: bool = True) -> Tensor:
-    if not blocks:
-        return x
+def _run_chain(
+    blocks: Sequence[_PreActivation],
+    x: Tensor,
+    *,
+    recompute: bool = True,
+    tile: int | None = None,
+) -> Tensor:
     _checks.terms([x], (1.0,))
     chain = Builder(x)
     for block in blocks:
         block._add_to(chain)
-    return _chain.run(chain, select(BLOCK_OPS, (x,)), x, recompute=recompute)
+    backend = select(BLOCK_OPS, (x,))
+    return _chain.run(chain, backend, x, recompute=recompute, tile=tile)
 
 
 class SSPIntegrator(nn.Module):

@@ -1,6 +1,6 @@
 """What a chain of blocks computes, as plain data: the modules' settings, and where their tensors are in one list.
 
-``Builder`` collects blocks; ``_chain`` runs the plan. A row of a block is one stage,
+``Builder`` collects blocks; ``forward`` and ``backward`` run the plan. A row of a block is one stage,
 u_i = sum_k ( alpha_ik u_k + beta_ik h F(u_k) ), without its zeros.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks
-from ._autograd import fixed_statistics
-from ._backends import Backend
-from ._distributed import process_group
+from .. import _checks
+from .._autograd import fixed_statistics
+from .._backends import Backend
+from .._distributed import process_group
 
 BATCH, FIXED, GROUP = "batch", "fixed", "group"
 
@@ -109,6 +109,7 @@ class Plan:
         z_dtype: of the convolutions' inputs.
         recording: whether a backward pass may follow.
         recompute: whether the backward pass computes the convolutions' inputs again.
+        tiles: first and last-but-one sample of each part of the batch that goes through on its own.
     """
 
     backend: Backend
@@ -116,6 +117,7 @@ class Plan:
     z_dtype: torch.dtype
     recording: bool
     recompute: bool
+    tiles: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""A chain of blocks as one autograd node: the schedule of its forward and backward over the ops.
+
+Forward, for each evaluation of F: a stage u and z = act(norm1(u)) from one op, conv1, act(norm2) from one op, conv2.
+A block's last stage is combined by the next block's first op. Kept for backward are u and conv1's output, or one bit an
+element where the chain is frozen. Backward, from the last stage to the first, with G_i = dL/du_i:
+
+    G_k = sum_{i>k} alpha_ik G_i + dF(u_k)^T ( sum_{i>k} beta_ik h G_i )
+
+Convolutions are linear: where one stage alone uses F(u_k), beta h is a factor in the next op and in the weight's
+gradient; where several do, the sum is one ``stage_combine``. The alpha terms are added by the op that ends dF's
+transpose. z is computed again by the reduction over dz, after a convolution's input gradient, before its weight's.
+
+conv2's bias enters u_i as (sum_k beta_ik h) b; with S_i the sum of G_i over all but the channels, its gradient is
+sum_i (sum_k beta_ik h) S_i, and S_k = sum_i alpha_ik S_i + norm1's own part: nothing under batch statistics.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import _autocast
+from .._backends import Backend
+from .._layout import dense_strides, is_rows
+from .backward import Backward
+from .differentiable import differentiable
+from .forward import Forward
+from .plan import Builder, Plan, Row, Term
+
+__all__ = ["Builder", "Row", "Term", "run"]
+
+
+def run(
+    builder: Builder, backend: Backend, x: Tensor, *, recompute: bool, tile: int | None
+) -> Tensor:
+    """The blocks that were added to ``builder``, applied to x; running statistics move.
+
+    Args:
+        builder: holds one block or more.
+        backend: whose ops run, forward and backward.
+        x: ``[N, C, H, W]``.
+        recompute: whether backward computes the convolutions' inputs again, or they are kept.
+        tile: samples that go through all blocks together, where nothing couples samples.
+    """
+    recording = torch.is_grad_enabled()
+    plan = Plan(
+        backend,
+        tuple(builder.blocks),
+        _autocast.convolution_dtype([x]),
+        recording,
+        recompute,
+        _tiles(builder, x, tile, recording),
+    )
+    with _autocast.disabled(x):
+        y, *moments = Chain.apply(plan, x, *builder.tensors)
+        _update_running_statistics(backend.ops, builder, moments)
+    return y
+
+
+def _tiles(
+    builder: Builder, x: Tensor, tile: int | None, recording: bool
+) -> tuple[tuple[int, int], ...]:
+    """Where the batch is cut: nowhere, if its samples are coupled by statistics or by gradients that sum over them.
+
+    A weight's gradient would be summed in another order. No part is smaller than ``tile``.
+    """
+    samples = x.shape[0]
+    coupled = builder.updates or (recording and any(t.requires_grad for t in builder.tensors))
+    if tile is None or coupled or torch.compiler.is_compiling() or samples < 2 * tile:
+        return ((0, samples),)
+    parts = samples // tile
+    cuts = [samples * part // parts for part in range(parts + 1)]
+    return tuple(itertools.pairwise(cuts))
+
+
+def _update_running_statistics(
+    ops: Any, builder: Builder, moments: Sequence[Tensor | None]
+) -> None:
+    """Each norm's uses in their order, as many at once as saw equally many values."""
+    uses = list(zip(builder.updates, moments[::3], moments[1::3], moments[2::3], strict=True))
+    for norm in dict.fromkeys(update.norm for update, *_ in uses):
+        if not (norm.training and norm.track_running_stats):
+            continue
+        own = [use for use in uses if use[0].norm is norm]
+        for _, group in itertools.groupby(own, key=lambda use: (use[0].rows, use[3] is None)):
+            group = list(group)
+            ops.update_running_stats_(
+                norm.running_mean,
+                norm.running_var,
+                norm.num_batches_tracked,
+                torch.stack([use[1] for use in group for _ in range(use[0].times)]),
+                torch.stack([use[2] for use in group for _ in range(use[0].times)]),
+                float(group[0][0].rows),
+                group[0][3],
+                norm.momentum,
+            )
+
+
+class Chain(Function):
+    """The blocks of a plan, one after another; tile by tile of the batch, where the plan has tiles."""
+
+    @staticmethod
+    def forward(ctx, plan, x, *tensors):
+        """The chain's output; then mean, biased variance and count of each use of a batch norm, in order."""
+        ctx.set_materialize_grads(False)
+        needs = ctx.needs_input_grad[1:]
+        walks = [Forward(plan, x[a:b], tensors, needs) for a, b in plan.tiles]
+        y = _in_tiles(plan.tiles, (walk.run() for walk in walks))
+        whole, moments = walks[0].whole, walks[0].moments
+        ctx.plan, ctx.masks = plan, walks[0].masks
+        ctx.tapes = [(len(walk.saved), walk.slopes, walk.shortcuts) for walk in walks]
+        kept = [tensor for walk in walks for tensor in walk.saved]
+        ctx.save_for_backward(x if whole else None, *tensors, *kept)
+        ctx.mark_non_differentiable(*(m for m in moments if m is not None))
+        return y, *moments
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        """Gradients of x and of the tensors, where they are wanted."""
+        plan, needs = ctx.plan, ctx.needs_input_grad[1:]
+        if dy is None:
+            return None, *[None] * len(needs)
+        x, *rest = ctx.saved_tensors
+        tensors, kept = rest[: len(needs) - 1], rest[len(needs) - 1 :]
+        if torch.is_grad_enabled() and not ctx.masks:
+            return None, *differentiable(plan, x, tensors, dy, needs)
+        walks = []
+        for (a, b), (count, slopes, shortcuts) in zip(plan.tiles, ctx.tapes, strict=True):
+            saved, kept = kept[:count], kept[count:]
+            saved = [*saved, None if x is None else x[a:b]]
+            walks.append((Backward(plan, tensors, saved, needs), dy[a:b], slopes, shortcuts))
+        dx = _in_tiles(plan.tiles, (walk.run(*tape) for walk, *tape in walks))
+        return None, dx, *walks[0][0].gradients
+
+
+def _in_tiles(tiles: Sequence[tuple[int, int]], parts: Iterator[Tensor | None]) -> Tensor | None:
+    """One batch of the parts, each put in its place while it is in the cache."""
+    if len(tiles) == 1:
+        return next(parts)
+    if torch.is_grad_enabled():
+        return torch.cat(list(parts))
+    whole = None
+    for (a, b), part in zip(tiles, parts, strict=True):
+        if part is None:
+            return None
+        if whole is None:
+            shape = (tiles[-1][1], *part.shape[1:])
+            strides = dense_strides(shape, is_rows(part))
+            whole = part.new_empty_strided(shape, strides)
+        whole[a:b].copy_(part)
+    return whole

@@ -1,0 +1,378 @@
+"""The walk back through a chain, from the last stage to the first.
+
+G_k = sum_{i>k} alpha_ik G_i + dF(u_k)^T ( sum_{i>k} beta_ik h G_i ),    G_i = dL/du_i
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _distributed, reference
+from .._layout import dense_strides
+from .._ops import MAX_TERMS
+from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
+from .records import Slope, Stage, Use, get
+
+
+def _uses(block: Block, i: int, of_slope: bool) -> list[tuple[int, int]]:
+    """Where u_i, or F(u_i), enters: (j, position in the row that gives u_j)."""
+    return [
+        (j, position)
+        for j, row in enumerate(block.rows, start=1)
+        for position, k in enumerate(row)
+        if k.index == i and k.of_slope == of_slope
+    ]
+
+
+class Backward:
+    """The walk back, adding up the tensors' gradients on its way.
+
+    Where the gradient's own graph is being recorded (on a frozen chain), the ops are the reference's.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needs: Sequence[bool],
+    ) -> None:
+        self.plan, self.t, self.saved = plan, tensors, saved
+        self.ops = reference if torch.is_grad_enabled() else plan.backend.ops
+        self.needs_x, self.needs = needs[0], needs[1:]
+        self.gradients: list[Tensor | None] = [None] * len(tensors)
+        self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
+
+    def wants(self, *places: int | None) -> bool:
+        return any(place is not None and self.needs[place] for place in places)
+
+    def add(self, place: int | None, gradient: Tensor | None, factor: float | Tensor = 1.0) -> None:
+        """``factor`` times a gradient, to that of a tensor."""
+        if gradient is None or not self.wants(place):
+            return
+        gradient = gradient.to(self.t[place].dtype)
+        if isinstance(factor, Tensor):
+            gradient, factor = gradient * factor.to(gradient.dtype), 1.0
+        total = self.gradients[place]
+        if total is not None:
+            gradient = torch.add(total, gradient, alpha=factor)
+        elif factor != 1:
+            gradient = gradient * factor
+        self.gradients[place] = gradient
+
+    def run(
+        self, dy: Tensor, slopes: Sequence[Slope], shortcuts: Sequence[Use | None]
+    ) -> Tensor | None:
+        """The gradient of x, where it is wanted."""
+        blocks = self.plan.blocks
+        upstream = [self.needs_x]
+        for block in blocks:
+            upstream.append(upstream[-1] or self.wants(*block.tensors()))
+        sums = self.ops.channel_sum(dy) if self.with_sums else None
+        g, end = dy, len(slopes)
+        for position in reversed(range(len(blocks))):
+            block, start = blocks[position], end - len(blocks[position].rows)
+            if not upstream[position + 1]:
+                break
+            g, sums = self.block(
+                block, g, sums, slopes[start:end], shortcuts[position], upstream[position]
+            )
+            end = start
+        return g if self.needs_x else None
+
+    def block(
+        self,
+        block: Block,
+        g: Tensor,
+        last_sums: Tensor | None,
+        slopes: Sequence[Slope],
+        aside: Use | None,
+        upstream: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """G_0 and S_0 of a block, from G_s and S_s."""
+        stages = len(block.rows)
+        gs, sums = {stages: g}, {stages: last_sums}
+        inside = self.wants(*block.tensors())
+        for i in reversed(range(stages)):
+            if self.wants(block.coefficients):
+                self.learn(block, i, gs[i + 1], sums[i + 1], slopes)
+            wanted = upstream or (inside and i > 0)
+            du, own = self.evaluation(block, i, gs, slopes[i], aside, wanted)
+            if du is not None:
+                gs[i] = du
+            if last_sums is not None:
+                sums[i] = self.sums(block, i, sums, own, slopes[i].norm1)
+            for j in list(gs):  # an earlier stage may have no more use for it
+                if j > i and not any(k.index < i for k in block.rows[j - 1]):
+                    del gs[j]
+        if self.wants(block.conv2.bias):
+            for j, row in enumerate(block.rows, start=1):
+                for p, k in enumerate(row):
+                    if k.of_slope:
+                        self.add(block.conv2.bias, sums[j], self.coefficient(block, j, p))
+        return gs.get(0), sums.get(0)
+
+    def coefficient(self, block: Block, j: int, position: int) -> float | Tensor:
+        """The coefficient of a term of the row that gives u_j."""
+        if block.coefficients is None:
+            return block.rows[j - 1][position].number
+        return self.t[block.coefficients][block.offset(j - 1) + position]
+
+    def later(self, block: Block, uses: Sequence[tuple[int, int]], gs: dict[int, Tensor]) -> Stage:
+        """The sum of the later stages' gradients over these uses."""
+        terms = [gs[j] for j, _ in uses]
+        coefficients = [self.coefficient(block, j, p) for j, p in uses]
+        if block.coefficients is None or not uses:
+            return Stage(terms, coefficients).at_most(self.ops, MAX_TERMS)
+        return Stage(terms, [], torch.stack(coefficients))
+
+    def learn(
+        self, block: Block, row: int, g: Tensor, sums: Tensor, slopes: Sequence[Slope]
+    ) -> None:
+        """The gradients of a row's coefficients, <G, F(u_k)>, with the bias of F."""
+        terms = block.rows[row]
+        values = [self.saved[slopes[k.index].value] for k in terms if k.of_slope]
+        dots = self.ops.stage_dots(g, values)
+        bias = get(self.t, block.conv2.bias)
+        if bias is not None:
+            dots = dots + (sums * bias.to(sums.dtype)).sum()
+        found = iter(dots.unbind())
+        zero = dots.new_zeros(())
+        gradient = [
+            next(found) if j == row and k.of_slope else zero
+            for j in range(len(block.rows))
+            for k in block.rows[j]
+        ]
+        self.add(block.coefficients, torch.stack(gradient))
+
+    def sums(
+        self,
+        block: Block,
+        i: int,
+        sums: dict[int, Tensor | None],
+        own: Tensor | None,
+        use: Use,
+    ) -> Tensor:
+        """S_i = sum_j alpha_ji S_j + norm1's own part."""
+        total = own
+        for j, p in _uses(block, i, of_slope=False):
+            part = sums[j] * self.coefficient(block, j, p)
+            total = part if total is None else total + part
+        return sums[len(block.rows)].new_zeros(use.shape[1]) if total is None else total
+
+    def evaluation(
+        self,
+        block: Block,
+        i: int,
+        gs: dict[int, Tensor],
+        slope: Slope,
+        aside: Use | None,
+        wanted: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """G_i, where it is wanted, and norm1's own part of S_i."""
+        extras = self.later(block, _uses(block, i, of_slope=False), gs)
+        above = self.later(block, _uses(block, i, of_slope=True), gs)
+        if not above.terms:
+            return (self.ops.stage_combine(*extras) if wanted else None), None
+        if len(above.terms) > 1:
+            above = Stage([self.ops.stage_combine(*above)], [1.0])
+        g = above.terms[0].to(self.plan.z_dtype)
+        factor = above.numbers[0] if above.coefficients is None else above.coefficients
+
+        below = wanted or self.wants(block.conv1.weight, block.norm1.weight, block.norm1.bias)
+        if block.shortcut is not None:
+            below = below or self.wants(block.shortcut[0].weight)
+        dc = self.through(block.conv2, block.norm2, slope.norm2, g, factor, below, block.conv1.bias)
+        if block.shortcut is None:
+            if not below:
+                return None, None
+            dz = self.input_gradient(block.conv1, dc, slope.norm1)
+            du, own, z = self.norm(
+                block.norm1, slope.norm1, dz, 1.0, extras, wanted, self.wants(block.conv1.weight)
+            )
+            self.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
+            return du, own
+        return self.fork(block, slope.norm1, aside, g, dc, below, wanted)
+
+    def fork(
+        self,
+        block: Block,
+        use: Use,
+        aside: Use,
+        g: Tensor,
+        dc: Tensor | None,
+        below: bool,
+        wanted: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rest of ``evaluation`` where act(norm1(x)) goes into conv1 and into a shortcut."""
+        conv, norm = block.shortcut
+        dq, own, _ = self.norm(norm, aside, g, 1.0, Stage([], []), below, False)
+        self.add_bias(conv.bias, own)
+        if not below:
+            return None, None
+        dz = self.ops.stage_combine(
+            [self.input_gradient(block.conv1, dc, use), self.input_gradient(conv, dq, use)],
+            [1.0, 1.0],
+            None,
+            None,
+        )
+        learns = self.wants(block.conv1.weight, conv.weight)
+        du, own, z = self.norm(block.norm1, use, dz, 1.0, Stage([], []), wanted, learns)
+        self.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
+        self.add(conv.weight, self.weight_gradient(conv, dq, z))
+        return du, own
+
+    def through(
+        self,
+        conv: Conv,
+        norm: Norm,
+        use: Use,
+        g: Tensor,
+        factor: float | Tensor,
+        below: bool,
+        inner_bias: int | None,
+    ) -> Tensor | None:
+        """From a convolution's output to the input of the norm before it; ``factor`` belongs to g."""
+        learns = self.wants(conv.weight)
+        dz = self.input_gradient(conv, g, use)
+        du, own, z = self.norm(norm, use, dz, factor, Stage([], []), below, learns)
+        self.add_bias(inner_bias, own)
+        self.add(conv.weight, self.weight_gradient(conv, g, z), factor)
+        return du
+
+    def add_bias(self, place: int | None, own: Tensor | None) -> None:
+        """The gradient of a bias that only a norm sees: exactly zero under batch statistics."""
+        if self.wants(place):
+            self.add(place, torch.zeros_like(self.t[place]) if own is None else own)
+
+    def input_gradient(self, conv: Conv, g: Tensor, use: Use) -> Tensor:
+        """Of a convolution whose input has the shape of ``use``."""
+        strides = dense_strides(use.shape, use.rows)
+        like = torch.empty_strided(use.shape, strides, dtype=g.dtype, device=g.device)
+        return self.transpose(conv, g, like, (True, False, False))[0]
+
+    def weight_gradient(self, conv: Conv, g: Tensor, z: Tensor | None) -> Tensor | None:
+        """Of a convolution with input z, where it is wanted."""
+        if z is None or not self.wants(conv.weight):
+            return None
+        return self.transpose(conv, g, z, (False, True, False))[1]
+
+    def transpose(
+        self, conv: Conv, g: Tensor, z: Tensor, mask: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, ...]:
+        weight = self.t[conv.weight].to(g.dtype)
+        geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
+        return torch.ops.aten.convolution_backward(g, z, weight, None, *geometry, mask)
+
+    def norm(
+        self,
+        norm: Norm,
+        use: Use,
+        dz: Tensor,
+        factor: float | Tensor,
+        extras: Stage,
+        wanted: bool,
+        learns: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """du with the extras added (where wanted), its own sum over all but the channels, and z (for ``learns``).
+
+        The own sum is None under batch statistics, where it is zero, and where no bias asks for it.
+        """
+        scale = (1.0, factor) if isinstance(factor, Tensor) else (factor, None)
+        write_z = learns and use.z is None
+        added = (extras.terms, extras.numbers, extras.coefficients)
+        affine = (get(self.t, norm.weight), get(self.t, norm.bias))
+        u = get(self.saved, use.operand)
+        kept = get(self.saved, use.z)
+        if norm.kind == BATCH:
+            moments = (self.saved[use.mean], self.saved[use.rstd])
+            operands = (u, *moments, *affine, norm.activation)
+            du, z = self.batch(norm, use, (dz, *scale), operands, added, wanted, write_z)
+            own = None
+        elif norm.kind == FIXED:
+            mean = get(self.saved, use.mean)
+            mean = self.t[norm.mean] if mean is None else mean
+            operands = (mean, self.t[norm.rstd], *affine, norm.activation)
+            du, own, z = self.fixed(norm, use, (dz, *scale), operands, added, wanted, write_z)
+        else:
+            du, d_gamma, d_beta, own, z = self.ops.group_norm_act_backward(
+                dz,
+                *scale,
+                u,
+                get(self.t, use.bias),
+                self.saved[use.mean],
+                self.saved[use.rstd],
+                *affine,
+                norm.activation,
+                *added,
+                write_z,
+            )
+            self.add(norm.weight, d_gamma)
+            self.add(norm.bias, d_beta)
+        return du, own, (kept if kept is not None else z if learns else None)
+
+    def batch(
+        self,
+        norm: Norm,
+        use: Use,
+        dz: tuple,
+        operands: tuple,
+        added: tuple,
+        wanted: bool,
+        write_z: bool,
+    ) -> tuple[Tensor | None, Tensor]:
+        """du and z under batch statistics."""
+        alone = norm.process_group is None
+        du = None
+        if alone and wanted:
+            du, dy, dy_xhat, z = self.ops.batch_norm_act_backward(*dz, *operands, *added, write_z)
+        else:
+            dy, dy_xhat, z = self.ops.norm_act_backward_reduce(*dz, *operands, write_z)
+        self.add(norm.weight, dy_xhat)
+        self.add(norm.bias, dy)
+        if wanted and not alone:
+            totals = _distributed.all_reduce_sums(dy, dy_xhat, norm.process_group)
+            u, *rest = operands
+            count = self.saved[use.count]
+            du = self.ops.norm_act_backward(*dz, u, None, *rest, *totals, 1.0, count, *added, None)
+        return du, z
+
+    def fixed(
+        self,
+        norm: Norm,
+        use: Use,
+        dz: tuple,
+        operands: tuple,
+        added: tuple,
+        wanted: bool,
+        write_z: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """du, its own sum and z under given statistics."""
+        u, mask = get(self.saved, use.operand), get(self.saved, use.mask)
+        du = own = z = None
+        if write_z or self.with_sums or self.wants(norm.weight, norm.bias, use.bias):
+            dy, dy_xhat, z = self.ops.norm_act_backward_reduce(*dz, u, *operands, write_z)
+            self.add(norm.weight, dy_xhat)
+            self.add(norm.bias, dy)
+            own = dy * self.t[norm.rstd]
+            if norm.weight is not None:
+                own = own * self.t[norm.weight].to(own.dtype)
+        if wanted:
+            mean, *rest = operands
+            du = self.ops.norm_act_backward(
+                *dz,
+                u,
+                mask,
+                None if u is None else mean,
+                *rest,
+                None,
+                None,
+                1.0,
+                None,
+                *added,
+                use.dtype,
+            )
+        return du, own, z

@@ -1,0 +1,198 @@
+"""The walk through a chain: one op between two convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _distributed
+from .._layout import common_rows, stage_dtype
+from .._ops import ACTIVATIONS, MAX_TERMS
+from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
+from .records import Slope, Stage, Use, get
+
+_PIECEWISE_LINEAR = tuple(ACTIVATIONS.index(name) for name in ("identity", "relu", "leaky_relu"))
+
+
+def _used_after(block: Block, i: int, k: int, of_slope: bool) -> bool:
+    """Whether a row after the i-th has a term of u_k, or of F(u_k)."""
+    later = (term for row in block.rows[i + 1 :] for term in row)
+    return any(term.index == k and term.of_slope == of_slope for term in later)
+
+
+class Forward:
+    """One walk through the chain, collecting what backward needs.
+
+    Attributes:
+        whole: whether activations are kept.
+        masks: whether one bit an element is kept in their place.
+        saved: what is kept; -1 stands for x, which follows behind.
+        slopes, shortcuts: places in ``saved``, for each evaluation of F and for each block.
+        moments: mean, biased variance and count of each use of a batch norm.
+    """
+
+    def __init__(
+        self, plan: Plan, x: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool]
+    ) -> None:
+        self.plan, self.ops, self.t, self.x = plan, plan.backend.ops, tensors, x
+        self.needs = needs[1:]
+        recording = plan.recording and any(needs)
+        fixed = all(
+            norm.kind == FIXED and norm.activation in _PIECEWISE_LINEAR
+            for block in plan.blocks
+            for norm in block.norms()
+        )
+        self.masks = recording and fixed and not any(self.needs)
+        self.whole = recording and not self.masks
+        self.saved: list[Tensor] = []
+        self.slopes: list[Slope] = []
+        self.shortcuts: list[Use | None] = []
+        self.moments: list[Tensor | None] = []
+
+    def keep(self, tensor: Tensor | None, wanted: bool = True) -> int | None:
+        if tensor is None or not wanted:
+            return None
+        if tensor is self.x:
+            return -1
+        self.saved.append(tensor)
+        return len(self.saved) - 1
+
+    def run(self) -> Tensor:
+        """The chain's output."""
+        stage = Stage([self.x], [1.0])
+        for block in self.plan.blocks:
+            stage = self.block(block, stage)
+        return self.ops.stage_combine(*stage.at_most(self.ops, MAX_TERMS))
+
+    def block(self, block: Block, stage: Stage) -> Stage:
+        """The block's last stage from the one it starts with."""
+        learned = block.coefficients is not None and self.needs[block.coefficients]
+        us: list[Tensor | None] = []
+        fs: list[Tensor | None] = []
+        sideways = aside = None
+        for i in range(len(block.rows)):
+            used = _used_after(block, -1, i, of_slope=False)
+            u, z, use1 = self.norm(block.norm1, stage, None, used)
+            us.append(u)
+            inner, use2 = self.inside(block.conv1, block.norm2, z)
+            if block.shortcut is not None:
+                sideways, aside = self.inside(*block.shortcut, z)
+            fs.append(self.convolve(block.conv2, inner))
+            del z, inner
+            self.slopes.append(Slope(use1, use2, self.keep(fs[-1], learned)))
+            stage = self.row(block, i, us, fs, sideways)
+            for values, of_slope in ((us, False), (fs, True)):
+                for k in range(len(values)):
+                    if not _used_after(block, i, k, of_slope):
+                        values[k] = None
+        self.shortcuts.append(aside)
+        return stage
+
+    def convolve(self, conv: Conv, z: Tensor) -> Tensor:
+        """The convolution without its bias."""
+        weight = self.t[conv.weight].to(z.dtype)
+        return torch.conv2d(z, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    def inside(self, conv: Conv, norm: Norm, z: Tensor) -> tuple[Tensor, Use]:
+        """act(norm(conv(z)))."""
+        stage = Stage([self.convolve(conv, z)], [1.0], None, get(self.t, conv.bias))
+        _, z, use = self.norm(norm, stage, conv.bias, False)
+        return z, use
+
+    def row(
+        self,
+        block: Block,
+        i: int,
+        us: Sequence[Tensor | None],
+        fs: Sequence[Tensor | None],
+        sideways: Tensor | None,
+    ) -> Stage:
+        """The stage after the i-th evaluation of F."""
+        row, bias = block.rows[i], get(self.t, block.conv2.bias)
+        terms = [(fs if k.of_slope else us)[k.index] for k in row]
+        numbers = [k.number for k in row]
+        coefficients = None
+        if block.coefficients is not None:
+            start = block.offset(i)
+            coefficients = self.t[block.coefficients][start : start + len(row)]
+        if bias is not None:
+            values = numbers if coefficients is None else coefficients
+            total = sum(values[p] for p, k in enumerate(row) if k.of_slope)
+            if isinstance(total, Tensor) or total != 1:
+                bias = bias * total
+        if sideways is not None:
+            terms, numbers = [sideways, *terms], [1.0, *numbers]
+        return Stage(terms, [] if coefficients is not None else numbers, coefficients, bias)
+
+    def norm(
+        self, norm: Norm, stage: Stage, bias_place: int | None, used: bool
+    ) -> tuple[Tensor | None, Tensor, Use]:
+        """u (where it is ``used`` or kept), z = act(norm(u)), and what backward needs.
+
+        A lone term stands for u. Its bias, where it has one, is left to the normalization: under batch statistics it
+        shifts the mean and nothing else, given statistics are shifted for it.
+        """
+        plan = self.plan
+        lone = len(stage.terms) == 1
+        terms, numbers, coefficients, bias = stage.at_most(self.ops, MAX_TERMS)
+        write_u = not lone and (used or self.whole or norm.kind == BATCH)
+        affine = (get(self.t, norm.weight), get(self.t, norm.bias))
+        operands = (terms, numbers, coefficients, None if lone else bias)
+        shift = bias if lone else None
+        mask = count = None
+        if norm.kind == BATCH:
+            u, z, mean, variance, rstd, count = self.batch(norm, operands, affine, write_u)
+            shifted = mean if shift is None else mean + shift.to(mean.dtype)
+            self.moments += [shifted, variance, count]
+        elif norm.kind == FIXED:
+            mean, rstd = self.t[norm.mean], self.t[norm.rstd]
+            if shift is not None:
+                mean = mean - shift.to(mean.dtype)
+            bits = self.masks and norm.activation != 0
+            u, z, mask = self.ops.stage_norm_act(
+                *operands, mean, rstd, *affine, norm.activation, plan.z_dtype, write_u, bits
+            )
+            mask = mask if bits else None
+        else:
+            operands = (terms, numbers, coefficients, bias)
+            norm_options = (norm.num_groups, *affine, norm.eps, norm.activation)
+            u, z, mean, rstd = self.ops.stage_group_norm_act(
+                *operands, *norm_options, plan.z_dtype, write_u
+            )
+        own = self.whole and norm.kind != FIXED
+        use = Use(
+            shape=terms[0].shape,
+            dtype=stage_dtype(terms),
+            rows=common_rows(terms),
+            operand=self.keep(terms[0] if lone else u, self.whole),
+            mask=self.keep(mask),
+            mean=self.keep(mean, own or (self.whole and shift is not None)),
+            rstd=self.keep(rstd, own),
+            count=self.keep(count, own),
+            bias=bias_place,
+            z=self.keep(z, self.whole and not plan.recompute),
+        )
+        return (terms[0] if lone else u), z, use
+
+    def batch(
+        self, norm: Norm, operands: tuple, affine: tuple, write_u: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """u, z, mean, biased variance, rstd; over several processes, also the count of values a channel."""
+        z_dtype = self.plan.z_dtype
+        if norm.process_group is None:
+            results = self.ops.stage_batch_norm_act(
+                *operands, *affine, norm.eps, norm.activation, z_dtype, write_u
+            )
+            return *results, None
+        u, mean, variance = self.ops.stage_moments(*operands, write_u)
+        rows = operands[0][0].numel() // operands[0][0].shape[1]
+        mean, variance, count = _distributed.merge_moments(mean, variance, rows, norm.process_group)
+        rstd = (variance + norm.eps).rsqrt()
+        if write_u:
+            operands = ([u], [1.0], None, None)
+        _, z, _ = self.ops.stage_norm_act(
+            *operands, mean, rstd, *affine, norm.activation, z_dtype, False, False
+        )
+        return u, z, mean, variance, rstd, count

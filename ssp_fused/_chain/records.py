@@ -1,0 +1,62 @@
+"""What the walks through a chain hand to one another: stages not computed yet, and what backward needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Stage(NamedTuple):
+    """sum_k c_k t_k + bias, not computed yet; ``coefficients``, where given, stands for the numbers."""
+
+    terms: list[Tensor]
+    numbers: list[float]
+    coefficients: Tensor | None = None
+    bias: Tensor | None = None
+
+    def at_most(self, ops: Any, limit: int) -> Stage:
+        """The same, its leading terms summed up where there are more than an op takes."""
+        terms, numbers, coefficients, bias = self
+        while len(terms) > limit:
+            partial = ops.stage_combine(terms[:limit], numbers[:limit], None, None)
+            terms, numbers = [partial, *terms[limit:]], [1.0, *numbers[limit:]]
+        return Stage(terms, numbers, coefficients, bias)
+
+
+class Use(NamedTuple):
+    """What backward needs of one application of a norm: mostly places in the list of saved tensors.
+
+    Attributes:
+        shape, dtype, rows: of u (``rows``: its layout; a compiler does not tell that of a gradient).
+        operand: u, or the lone term that stands for it.
+        mask: the activation's bits.
+        mean, rstd, count: the statistics, where they are not the norm's own fixed ones.
+        bias: place in the plan's list of tensors of a bias that the operand lacks.
+        z: the result, where it is not computed again.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    rows: bool
+    operand: int | None
+    mask: int | None
+    mean: int | None
+    rstd: int | None
+    count: int | None
+    bias: int | None
+    z: int | None
+
+
+class Slope(NamedTuple):
+    """What backward needs of one evaluation of F; ``value`` is F itself, kept where coefficients are learned."""
+
+    norm1: Use
+    norm2: Use
+    value: int | None
+
+
+def get(tensors: Sequence[Tensor], place: int | None) -> Tensor | None:
+    return None if place is None else tensors[place]
