@@ -93,8 +93,13 @@ def channel_vector(name: str, value: Tensor | None, activation: Tensor) -> None:
             f"{name} must have shape ({channels},), one number a channel of terms[0] "
             f"{tuple(activation.shape)}; got {tuple(value.shape)}"
         )
-    if value.dtype == torch.float64 and activation.dtype != torch.float64:
-        raise TypeError(f"{name} must not be float64 where terms are {activation.dtype}")
+    channel_dtype(name, value, activation.dtype)
+
+
+def channel_dtype(name: str, value: Tensor | None, dtype: torch.dtype) -> None:
+    """None, or numbers not wider than activations of ``dtype`` are computed with."""
+    if value is not None and value.dtype == torch.float64 and dtype != torch.float64:
+        raise TypeError(f"{name} must not be float64 where terms are {dtype}")
 
 
 def groups(num_groups: int, activation: Tensor) -> None:

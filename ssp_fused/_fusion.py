@@ -64,7 +64,8 @@ def chainable(norms: Sequence[nn.Module], convs: Sequence[nn.Module]) -> bool:
     return (
         all(_fusable(norm, *_NORMS) for norm in norms)
         and all(_fusable(conv, nn.Conv2d) for conv in convs)
-        and all(conv.padding_mode == "zeros" and conv.padding != "same" for conv in convs)
+        and all(conv.padding_mode == "zeros" for conv in convs)
+        and not any(isinstance(conv.padding, str) for conv in convs)
         and not any(parametrize.is_parametrized(module) for module in (*norms, *convs))
     )
 

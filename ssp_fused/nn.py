@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _chain, _checks, _fusion, reference, schemes
+from . import _autocast, _chain, _checks, _fusion, reference, schemes
 from ._backends import select
 from ._backends.reference import BACKEND as _REFERENCE
 from ._chain import Builder, Row, Term
@@ -333,7 +333,7 @@ class AdaptiveSSPBlock(_PreActivation):
         first, last = self._rows()
         rows = (_row((1.0,), (1.0,), 1.0), _row((1.0, 0.0), (1.0, 1.0), 1.0))
         chain.add(
-            *self._modules_of_chain(), rows, coefficients=torch.cat([first, last]), repeats=(2, 2)
+            *self._modules_of_chain(), rows, coefficients=torch.cat([first, last]), repeated=True
         )
 
     def _rows(self) -> tuple[Tensor, Tensor]:
@@ -431,7 +431,7 @@ class PreActDownsample(_PreActivation):
 
     def _add_to(self, chain: Builder) -> None:
         rows = (_row((0.0,), (1.0,), 1.0),)
-        chain.add(*self._modules_of_chain(), rows, shortcut=self.downsample, repeats=(2, 1))
+        chain.add(*self._modules_of_chain(), rows, shortcut=self.downsample)
 
     def _piecewise(self, x: Tensor) -> Tensor:
         _, z = self._first([x], updates=2)
@@ -489,7 +489,7 @@ def _run_chain(
     tile: int | None = None,
 ) -> Tensor:
     _checks.terms([x], (1.0,))
-    chain = Builder(x)
+    chain = Builder(x, _autocast.convolution_dtype([x]))
     for block in blocks:
         block._add_to(chain)
     backend = select(BLOCK_OPS, (x,))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from .._layout import dense_strides, is_rows
 from .backward import Backward
 from .differentiable import differentiable
 from .forward import Forward
-from .plan import Builder, Plan, Row, Term
+from .plan import Builder, Plan, Row, Term, Update
 
 __all__ = ["Builder", "Row", "Term", "run"]
 
@@ -51,14 +50,16 @@ def run(
     plan = Plan(
         backend,
         tuple(builder.blocks),
-        _autocast.convolution_dtype([x]),
+        builder.z_dtype,
         recording,
         recompute,
         _tiles(builder, x, tile, recording),
+        tuple(builder.updates),
     )
     with _autocast.disabled(x):
         y, *moments = Chain.apply(plan, x, *builder.tensors)
-        _update_running_statistics(backend.ops, builder, moments)
+        if torch.compiler.is_compiling():
+            _update_running_statistics(plan, moments)
     return y
 
 
@@ -78,25 +79,25 @@ def _tiles(
     return tuple(itertools.pairwise(cuts))
 
 
-def _update_running_statistics(
-    ops: Any, builder: Builder, moments: Sequence[Tensor | None]
-) -> None:
-    """Each norm's uses in their order, as many at once as saw equally many values."""
-    uses = list(zip(builder.updates, moments[::3], moments[1::3], moments[2::3], strict=True))
-    for norm in dict.fromkeys(update.norm for update, *_ in uses):
-        if not (norm.training and norm.track_running_stats):
-            continue
-        own = [use for use in uses if use[0].norm is norm]
-        for _, group in itertools.groupby(own, key=lambda use: (use[0].rows, use[3] is None)):
-            group = list(group)
-            ops.update_running_stats_(
+def _update_running_statistics(plan: Plan, moments: Sequence[Tensor | None]) -> None:
+    """Each norm's updates in their order, as many at once as saw equally many values."""
+    for norm in dict.fromkeys(update.norm for update in plan.updates):
+        groups: list[list[Update]] = []
+        for update in plan.updates:
+            if update.norm is norm:
+                if groups and groups[-1][0].rows == update.rows:
+                    groups[-1].append(update)
+                else:
+                    groups.append([update])
+        for group in groups:
+            plan.backend.ops.update_running_stats_(
                 norm.running_mean,
                 norm.running_var,
                 norm.num_batches_tracked,
-                torch.stack([use[1] for use in group for _ in range(use[0].times)]),
-                torch.stack([use[2] for use in group for _ in range(use[0].times)]),
-                float(group[0][0].rows),
-                group[0][3],
+                torch.stack([moments[3 * update.moments] for update in group]),
+                torch.stack([moments[3 * update.moments + 1] for update in group]),
+                float(group[0].rows),
+                moments[3 * group[0].moments + 2],
                 norm.momentum,
             )
 
@@ -112,6 +113,9 @@ class Chain(Function):
         walks = [Forward(plan, x[a:b], tensors, needs) for a, b in plan.tiles]
         y = _in_tiles(plan.tiles, (walk.run() for walk in walks))
         whole, moments = walks[0].whole, walks[0].moments
+        # Within the node, where torch.utils.checkpoint repeats it; a compiler wants it outside.
+        if not torch.compiler.is_compiling():
+            _update_running_statistics(plan, moments)
         ctx.plan, ctx.masks = plan, walks[0].masks
         ctx.tapes = [(len(walk.saved), walk.slopes, walk.shortcuts) for walk in walks]
         kept = [tensor for walk in walks for tensor in walk.saved]

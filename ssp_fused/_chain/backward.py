@@ -81,6 +81,9 @@ class Backward:
                 block, g, sums, slopes[start:end], shortcuts[position], upstream[position]
             )
             end = start
+        for place, (gradient, needed) in enumerate(zip(self.gradients, self.needs, strict=True)):
+            if needed and gradient is None:  # exact zeros are tensors
+                self.gradients[place] = torch.zeros_like(self.t[place])
         return g if self.needs_x else None
 
     def block(
@@ -113,6 +116,9 @@ class Backward:
                 for p, k in enumerate(row):
                     if k.of_slope:
                         self.add(block.conv2.bias, sums[j], self.coefficient(block, j, p))
+        if upstream and 0 not in gs:  # a scheme whose last stage is nothing of x
+            use = slopes[0].norm1
+            gs[0] = g.new_zeros(use.shape, dtype=use.dtype)
         return gs.get(0), sums.get(0)
 
     def coefficient(self, block: Block, j: int, position: int) -> float | Tensor:
@@ -123,6 +129,7 @@ class Backward:
 
     def later(self, block: Block, uses: Sequence[tuple[int, int]], gs: dict[int, Tensor]) -> Stage:
         """The sum of the later stages' gradients over these uses."""
+        uses = [(j, p) for j, p in uses if j in gs]
         terms = [gs[j] for j, _ in uses]
         coefficients = [self.coefficient(block, j, p) for j, p in uses]
         if block.coefficients is None or not uses:
@@ -176,7 +183,8 @@ class Backward:
         extras = self.later(block, _uses(block, i, of_slope=False), gs)
         above = self.later(block, _uses(block, i, of_slope=True), gs)
         if not above.terms:
-            return (self.ops.stage_combine(*extras) if wanted else None), None
+            lonely = wanted and extras.terms
+            return (self.ops.stage_combine(*extras) if lonely else None), None
         if len(above.terms) > 1:
             above = Stage([self.ops.stage_combine(*above)], [1.0])
         g = above.terms[0].to(self.plan.z_dtype)

@@ -6,6 +6,7 @@ u_i = sum_k ( alpha_ik u_k + beta_ik h F(u_k) ), without its zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,14 +103,24 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Update:
+    """One batch that running statistics take in: which of the chain's moments, of how many values a channel."""
+
+    norm: nn.Module
+    moments: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A chain.
 
     Attributes:
-        z_dtype: of the convolutions' inputs.
+        z_dtype: of the convolutions' inputs, to which autocast brings the weights.
         recording: whether a backward pass may follow.
         recompute: whether the backward pass computes the convolutions' inputs again.
-        tiles: first and last-but-one sample of each part of the batch that goes through on its own.
+        tiles: from which sample to which each part of the batch goes through on its own.
+        updates: of running statistics, in the order in which torch's modules would make them.
     """
 
     backend: Backend
@@ -118,23 +129,22 @@ class Plan:
     recording: bool
     recompute: bool
     tiles: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Update:
-    """A use of a BATCH norm: it counts ``times`` over for the running statistics, with ``rows`` values a channel."""
-
-    norm: nn.Module
-    times: int
-    rows: int
+    updates: tuple[Update, ...]
 
 
 class Builder:
-    """Collects the blocks of a chain, their tensors, and the updates of running statistics that they call for."""
+    """Collects the blocks of a chain, their tensors, and the updates of running statistics that they call for.
 
-    def __init__(self, x: Tensor) -> None:
+    Args:
+        x: the chain's input ``[N, C, H, W]``.
+        z_dtype: of the convolutions' inputs; x's own, where autocast is off.
+    """
+
+    def __init__(self, x: Tensor, z_dtype: torch.dtype) -> None:
         self._like = x
-        self._shape = list(x.shape)
+        self._shape: Sequence[int] = x.shape
+        self.z_dtype = z_dtype
+        self._moments = 0
         self.blocks: list[Block] = []
         self.tensors: list[Tensor] = []
         self.updates: list[Update] = []
@@ -150,29 +160,29 @@ class Builder:
         *,
         coefficients: Tensor | None = None,
         shortcut: nn.Sequential | None = None,
-        repeats: tuple[int, int] = (1, 1),
+        repeated: bool = False,
     ) -> None:
-        """Append a block; ``repeats`` says how often norm1 and norm2 see the first evaluation's batch.
+        """Append a block; ``repeated`` says that the published one evaluates F(x) twice.
 
         Raises:
-            ValueError: the activation has other channels than the block, or too few values for batch statistics.
+            ValueError: x has other channels than the block, or too few values for batch statistics.
+            TypeError: x and the block's parameters have dtypes that do not go together.
         """
         code = _checks.activation_index(activation)
         if self._shape[1] != conv1.in_channels:
             raise ValueError(
-                f"x must have {conv1.in_channels} channels, one for each of the block's; got shape {tuple(self._shape)}"
+                f"x must have {conv1.in_channels} channels, as the block; got shape {tuple(self._shape)}"
             )
-        inner = self._output_shape(conv1)
-        uses: list[Update] = []
+        inner = _output_shape(self._shape, conv1)
         for stage in range(len(rows)):
-            times = repeats if stage == 0 else (1, 1)
-            self._use(norm1, times[0], self._shape, uses)
-            self._use(norm2, times[1], inner, uses)
-        sideways = None
-        if shortcut is not None:
-            conv, norm = shortcut
-            self._use(norm, 1, inner, uses)
-            sideways = (self._conv(conv), self._norm(norm, 0))
+            uses = [self._use(norm1, self._shape), self._use(norm2, inner)]
+            if shortcut is not None:
+                aside = self._use(shortcut[1], _output_shape(self._shape, shortcut[0]))
+                # The published block begins with the shortcut, and evaluates norm1 once more for the branch.
+                uses = [uses[0], aside, *uses]
+            if repeated and stage == 0:
+                uses *= 2
+            self.updates += [use for use in uses if use is not None]
         self.blocks.append(
             Block(
                 self._norm(norm1, code),
@@ -181,11 +191,10 @@ class Builder:
                 self._conv(conv2),
                 rows,
                 self._place(coefficients),
-                sideways,
+                None if shortcut is None else (self._conv(shortcut[0]), self._norm(shortcut[1], 0)),
             )
         )
-        self.updates += uses
-        self._shape = inner
+        self._shape = _output_shape(inner, conv2)
 
     def _place(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -193,24 +202,22 @@ class Builder:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def _output_shape(self, conv: nn.Conv2d) -> list[int]:
-        shape = [self._shape[0], conv.out_channels]
-        for d, size in enumerate(self._shape[2:]):
-            reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
-            shape.append((size + 2 * conv.padding[d] - reach) // conv.stride[d] + 1)
-        return shape
-
-    def _use(self, norm: nn.Module, times: int, shape: Sequence[int], uses: list[Update]) -> None:
+    def _use(self, norm: nn.Module, shape: Sequence[int]) -> Update | None:
+        """The update that a use of the norm calls for."""
         if _kind(norm) != BATCH:
-            return
+            return None
         if process_group(norm) is None:
             _checks.batch_statistics(shape)
-        rows = shape[0]
-        for size in shape[2:]:
-            rows *= size
-        uses.append(Update(norm, times, rows))
+        self._moments += 1
+        if not (norm.training and norm.track_running_stats):
+            return None
+        return Update(norm, self._moments - 1, shape[0] * math.prod(shape[2:]))
 
     def _conv(self, conv: nn.Conv2d) -> Conv:
+        if conv.weight.dtype != self.z_dtype and self.z_dtype == self._like.dtype:
+            raise TypeError(
+                f"x must have the dtype of the block's weights, {conv.weight.dtype}, got {self.z_dtype}"
+            )
         return Conv(
             self._place(conv.weight),
             self._place(conv.bias),
@@ -222,6 +229,7 @@ class Builder:
 
     def _norm(self, norm: nn.Module, activation: int) -> Norm:
         kind = _kind(norm)
+        _checks.channel_dtype("norm.weight", norm.weight, self._like.dtype)
         mean = rstd = None
         if kind == FIXED:
             statistics = fixed_statistics(
@@ -239,6 +247,14 @@ class Builder:
             norm.num_groups if kind == GROUP else 0,
             process_group(norm) if kind == BATCH else None,
         )
+
+
+def _output_shape(shape: Sequence[int], conv: nn.Conv2d) -> list[int]:
+    sizes = [shape[0], conv.out_channels]
+    for d, size in enumerate(shape[2:]):
+        reach = conv.dilation[d] * (conv.kernel_size[d] - 1) + 1
+        sizes.append((size + 2 * conv.padding[d] - reach) // conv.stride[d] + 1)
+    return sizes
 
 
 def _kind(norm: nn.Module) -> str:
