@@ -1,1 +1,1 @@
-"""Measurements quoted in README, each reproduced by one command."""
+"""Measurements, each reproduced by one command."""

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
-import subprocess
 from pathlib import Path
 
 import torch
@@ -20,6 +17,8 @@ from ssp_fused.adversarial import TrainConfig, evaluate, fit, load_checkpoint, n
 from ssp_fused.adversarial.checkpoint import BEST
 from ssp_fused.adversarial.run import EVALUATION_BATCH
 from ssp_fused.data import load
+
+from .hardware import commit, processor
 
 # Title, model, blocks, evaluations of F in a forward pass.
 NETWORKS = (
@@ -31,22 +30,6 @@ NETWORKS = (
 )
 EPS, STEP, STEPS = 0.1, 0.02, 7
 SETTINGS = {"width": 16, "epochs": 4, "limit": 10_000, "seed": 0, "batch_size": 128}
-
-
-def processor() -> str:
-    """The CPU's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the source tree, None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
 
 
 def main() -> None:

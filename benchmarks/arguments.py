@@ -1,0 +1,126 @@
+"""The command line that all benchmarks share, and the run that it asks for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from . import figures, results
+from .hardware import machine
+from .harness import MIN_REPEATS, Settings, Task, measure
+
+QUICK_REPEATS = 3
+DEFAULT_OUT = Path("runs/benchmarks")
+
+
+def add_shared(parser: argparse.ArgumentParser, contenders: Sequence[str]) -> None:
+    """Add the options that are not about what is measured."""
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=contenders,
+        default=list(contenders),
+        metavar="NAME",
+        help=f"of {', '.join(contenders)}; default: all",
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"default here: {device}")
+    parser.add_argument(
+        "--repeats",
+        type=positive,
+        help=f"default and least: {MIN_REPEATS}; {QUICK_REPEATS} with --quick",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order in each repeat")
+    parser.add_argument(
+        "--cold", action="store_true", help="rotate inputs past the last-level cache"
+    )
+    parser.add_argument("--graph", action="store_true", help="replay CUDA graphs")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny, and nothing compiled: does it run?"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, help=f"folder; default: {DEFAULT_OUT}"
+    )
+    parser.add_argument("--figure", action="store_true", help="draw the ratios to eager, too")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("OLD.csv", "NEW.csv"),
+        help="measure nothing: print the ratios of two result files",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as an argument's type."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def run(
+    benchmark: str,
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    tasks: Iterable[Task],
+) -> int:
+    """Compare two files, or measure the tasks: print and write each as soon as it is done.
+
+    Returns:
+        The exit code: 2 if a contender was wrong, else 0. Bad options end the process through ``parser.error``.
+    """
+    if options.compare:
+        return _compare(parser, options.compare)
+    settings = _settings(parser, options)
+    provenance = machine(torch.device(options.device))
+    path = options.out / f"{benchmark}.csv"
+    rows: list[results.Row] = []
+    for task in tasks:
+        found = measure(task, settings)
+        print(results.table(found), end="\n\n", flush=True)
+        rows += found
+        results.write(path, rows, provenance)
+    if options.figure:
+        figures.draw_ratios(path.with_suffix(".png"), rows)
+    print(f"written: {path}")
+    return 2 if any(row.status.startswith(results.WRONG) for row in rows) else 0
+
+
+def _compare(parser: argparse.ArgumentParser, paths: Sequence[Path]) -> int:
+    try:
+        old, new = ([row for row, _ in results.read(path)] for path in paths)
+    except (OSError, ValueError) as error:
+        parser.error(f"--compare: {error}")
+    print("\n".join(results.compare(old, new)))
+    return 0
+
+
+def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
+    least = QUICK_REPEATS if options.quick else MIN_REPEATS
+    repeats = options.repeats or least
+    if repeats < least:
+        parser.error(f"--repeats must be at least {least} here, got {repeats}")
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if options.graph and device.type != "cuda":
+        parser.error(f"--graph needs a cuda device, got {device}")
+    if options.figure:
+        if results.EAGER not in options.contenders:
+            parser.error(
+                f"--figure needs the contender {results.EAGER!r}, got {options.contenders}"
+            )
+        try:
+            figures.check_available()
+        except ImportError as error:
+            parser.error(f"--figure: {error}")
+    return Settings(
+        repeats=repeats,
+        warmup=1 if options.quick else Settings.warmup,
+        seed=options.seed,
+        cold=options.cold,
+        graph=options.graph,
+    )
