@@ -15,10 +15,14 @@ from ._layout import stage_dtype
 def convolution_dtype(terms: Sequence[Tensor]) -> torch.dtype:
     """The dtype of the next convolution's input: under autocast, the one it would be cast to."""
     dtype = stage_dtype(terms)
-    device = terms[0].device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return dtype
+    return (
+        torch.get_autocast_dtype(terms[0].device.type) if casts(terms[0].device, dtype) else dtype
+    )
+
+
+def casts(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether autocast is on, and applies to tensors of ``dtype``."""
+    return torch.is_autocast_enabled(device.type) and dtype != torch.float64
 
 
 def disabled(like: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -110,6 +110,12 @@ def groups(num_groups: int, activation: Tensor) -> None:
         )
 
 
+def positive_or_none(name: str, value: int | None) -> None:
+    """None, or a count of at least one."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, or None, got {value}")
+
+
 def epsilon(eps: float) -> None:
     """``eps`` is not negative."""
     if not eps >= 0:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _autocast, _chain, _checks, _fusion, reference, schemes
+from . import _chain, _checks, _fusion, reference, schemes
 from ._backends import select
 from ._backends.reference import BACKEND as _REFERENCE
 from ._chain import Builder, Row, Term
@@ -464,6 +464,8 @@ class SSPStack(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """All modules, one after another."""
+        _checks.positive_or_none("tile", self.tile)
+        _checks.positive_or_none("blocks_per_node", self.blocks_per_node)
         if select(BLOCK_OPS, (x,)) is _REFERENCE:
             return super().forward(x)
         chain: list[_PreActivation] = []
@@ -489,7 +491,7 @@ def _run_chain(
     tile: int | None = None,
 ) -> Tensor:
     _checks.terms([x], (1.0,))
-    chain = Builder(x, _autocast.convolution_dtype([x]))
+    chain = Builder(x)
     for block in blocks:
         block._add_to(chain)
     backend = select(BLOCK_OPS, (x,))

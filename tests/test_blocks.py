@@ -4,161 +4,31 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from accuracy import cases, check, generator, lay_out
+from accuracy import cases, generator
+from chains import (
+    BLOCKS,
+    ODD,
+    PLAIN,
+    Activation,
+    judge,
+    make,
+    module_by_module,
+    needs_cpu_backend,
+    randomize,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssp_fused
-from ssp_fused import _fusion, reference, schemes
-from ssp_fused.nn import AdaptiveSSPBlock, PreActDownsample, SSPBlock
+from ssp_fused import _fusion, schemes
+from ssp_fused.nn import AdaptiveSSPBlock, SSPBlock
 
-pytestmark = pytest.mark.skipif(
-    ssp_fused.available_backends()["cpu"] is not None,
-    reason=f"cpu backend: {ssp_fused.available_backends()['cpu']}",
-)
-
-BLOCKS = (*schemes.names(), "adaptive", "downsample")
-# Torch 2.13's CPU backward of the shortcut's 1x1 convolution with stride 2 writes out of bounds where a channels-last
-# input has fewer than 8 channels and even height and width: keep away from it.
-ODD = (3, 5, 7, 5)
-SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
-PLAIN = {"relu": F.relu, "leaky_relu": lambda y: F.leaky_relu(y, 0.01), "silu": F.silu}
-PLAIN["identity"] = lambda y: y
+pytestmark = needs_cpu_backend
 
 
 @pytest.fixture(autouse=True)
 def _cpu_backend():
     with ssp_fused.use_backend("cpu"):
         yield
-
-
-class Witness(TorchDispatchMode):
-    """Notes every op that runs, and the activation masks that the fused ones imply."""
-
-    def __init__(self):
-        super().__init__()
-        self.names, self.masks = [], []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.name()
-        self.names.append(name)
-        if name in ("ssp_fused::stage_batch_norm_act", "ssp_fused::stage_norm_act"):
-            activation = args[7] if name.endswith("batch_norm_act") else args[8]
-        elif name == "ssp_fused::stage_group_norm_act":
-            activation = args[8]
-        else:
-            return out
-        if activation:
-            self.masks.append(out[1] > 0)
-        return out
-
-    def assert_only_fused_ops_did_the_work(self):
-        assert any(name.startswith("ssp_fused::") for name in self.names)
-        for word in ("batch_norm", "group_norm", "relu", "silu", "threshold"):
-            left = [n for n in self.names if word in n and not n.startswith("ssp_fused::")]
-            assert not left, left
-
-
-def make(kind, channels=5, **options):
-    options = {"dtype": torch.float64, **options}
-    if kind == "adaptive":
-        return AdaptiveSSPBlock(channels, **options)
-    if kind == "downsample":
-        return PreActDownsample(channels, channels + 1, **options)
-    return SSPBlock(channels, kind, **options)
-
-
-def randomize(module, seed):
-    g = generator(seed, 5)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            values = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
-            scale = 0.3 if parameter.dim() > 1 else 1.0
-            if name not in ("a21", "b10"):
-                parameter.copy_(values * scale)
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                values = torch.randn(buffer.shape, generator=g, dtype=torch.float64)
-                buffer.copy_(values.abs() + 0.5 if "var" in name else values)
-    return module
-
-
-class Activation:
-    """The activation of a module-by-module run, noting its masks, or taking another run's in its backward."""
-
-    def __init__(self, name, masks=None):
-        self.name, self.given, self.masks = name, masks, []
-
-    def __call__(self, y):
-        z = PLAIN[self.name](y)
-        if self.name not in SLOPES:
-            return z
-        if self.given is None:
-            self.masks.append(y > 0)
-            return z
-        positive = self.given[len(self.masks)]
-        self.masks.append(positive)
-        linear = torch.where(positive, y, SLOPES[self.name] * y)
-        return z.detach() + linear - linear.detach()
-
-
-def module_by_module(block, x, act):
-    def branch(u):
-        return block.conv2(act(block.norm2(block.conv1(act(block.norm1(u))))))
-
-    if isinstance(block, AdaptiveSSPBlock):
-        return reference.adaptive_step(x, branch, block.a21, block.b10, block.step_size)
-    if isinstance(block, PreActDownsample):
-        return block.downsample(act(block.norm1(x))) + branch(x)
-    return reference.ssp_step(x, branch, block.scheme, block.step_size)
-
-
-def as_evaluated_module_by_module(kind, masks):
-    """The fused blocks compute a repeated evaluation once."""
-    if not masks:
-        return masks
-    order = {"adaptive": (0, 1, 0, 1, 2, 3), "downsample": (0, 0, 1)}.get(kind)
-    return masks if order is None else [masks[k] for k in order]
-
-
-def results(block, x, forward):
-    x = x.requires_grad_()
-    y = forward(x)
-    y.backward(torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view_as(y).to(y.dtype))
-    values = {"y": y.detach(), "dx": x.grad}
-    values |= {f"d {name}": p.grad for name, p in block.named_parameters()}
-    return values | {name: b.clone() for name, b in block.named_buffers()}
-
-
-def judge(kind, shape, *, dtype=torch.float32, layout="planes", training=True, **options):
-    act_name = options.get("activation", "relu")
-
-    def prepared(seed, to):
-        block = randomize(make(kind, shape[1], **options), seed).to(dtype).to(to).train(training)
-        x = torch.randn(shape, generator=generator(seed, 6), dtype=torch.float64)
-        return copy.deepcopy(block), x.to(dtype).to(to)
-
-    def contender(seed):
-        block, x = prepared(seed, dtype)
-        with Witness() as witness:
-            values = results(block, lay_out(x, layout), block)
-        witness.assert_only_fused_ops_did_the_work()
-        assert all(v is not None for v in values.values())
-        return values | {"masks": as_evaluated_module_by_module(kind, witness.masks)}
-
-    def eager(seed, other):
-        block, x = prepared(seed, dtype)
-        act = Activation(act_name)
-        values = results(block, lay_out(x, other), lambda x: module_by_module(block, x, act))
-        return values | {"masks": act.masks}
-
-    def truth(seed, values):
-        block, x = prepared(seed, torch.float64)
-        act = Activation(act_name, values["masks"])
-        return results(block, x, lambda x: module_by_module(block, x, act))
-
-    check(contender, eager, truth, f"{kind} {shape} {dtype} {layout} {training} {options}")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

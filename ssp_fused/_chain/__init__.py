@@ -57,10 +57,20 @@ def run(
         tuple(builder.updates),
     )
     with _autocast.disabled(x):
-        y, *moments = Chain.apply(plan, x, *builder.tensors)
+        y, *moments = Chain.apply(plan, x, _trace_of(x, builder, recording), *builder.tensors)
         if torch.compiler.is_compiling():
             _update_running_statistics(plan, moments)
     return y
+
+
+def _trace_of(x: Tensor, builder: Builder, recording: bool) -> Tensor | None:
+    """Nothing, that depends on x: for a frozen chain, which keeps no x, to be differentiable by it a second time."""
+    frozen = recording and x.requires_grad and not _learns(builder)
+    return x[:0].clone() if frozen and not torch.compiler.is_compiling() else None
+
+
+def _learns(builder: Builder) -> bool:
+    return any(tensor.requires_grad for tensor in builder.tensors)
 
 
 def _tiles(
@@ -71,7 +81,7 @@ def _tiles(
     A weight's gradient would be summed in another order. No part is smaller than ``tile``.
     """
     samples = x.shape[0]
-    coupled = builder.updates or (recording and any(t.requires_grad for t in builder.tensors))
+    coupled = builder.updates or (recording and _learns(builder))
     if tile is None or coupled or torch.compiler.is_compiling() or samples < 2 * tile:
         return ((0, samples),)
     parts = samples // tile
@@ -106,10 +116,10 @@ class Chain(Function):
     """The blocks of a plan, one after another; tile by tile of the batch, where the plan has tiles."""
 
     @staticmethod
-    def forward(ctx, plan, x, *tensors):
+    def forward(ctx, plan, x, trace, *tensors):
         """The chain's output; then mean, biased variance and count of each use of a batch norm, in order."""
         ctx.set_materialize_grads(False)
-        needs = ctx.needs_input_grad[1:]
+        needs = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
         walks = [Forward(plan, x[a:b], tensors, needs) for a, b in plan.tiles]
         y = _in_tiles(plan.tiles, (walk.run() for walk in walks))
         whole, moments = walks[0].whole, walks[0].moments
@@ -119,27 +129,30 @@ class Chain(Function):
         ctx.plan, ctx.masks = plan, walks[0].masks
         ctx.tapes = [(len(walk.saved), walk.slopes, walk.shortcuts) for walk in walks]
         kept = [tensor for walk in walks for tensor in walk.saved]
-        ctx.save_for_backward(x if whole else None, *tensors, *kept)
+        ctx.save_for_backward(x if whole else None, trace, *tensors, *kept)
         ctx.mark_non_differentiable(*(m for m in moments if m is not None))
         return y, *moments
 
     @staticmethod
     def backward(ctx, dy, *_):
         """Gradients of x and of the tensors, where they are wanted."""
-        plan, needs = ctx.plan, ctx.needs_input_grad[1:]
+        plan, needs = ctx.plan, (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
         if dy is None:
-            return None, *[None] * len(needs)
-        x, *rest = ctx.saved_tensors
+            return None, None, *[None] * len(needs)
+        x, trace, *rest = ctx.saved_tensors
         tensors, kept = rest[: len(needs) - 1], rest[len(needs) - 1 :]
         if torch.is_grad_enabled() and not ctx.masks:
-            return None, *differentiable(plan, x, tensors, dy, needs)
+            dx, *gradients = differentiable(plan, x, tensors, dy, needs)
+            return None, dx, None, *gradients
         walks = []
         for (a, b), (count, slopes, shortcuts) in zip(plan.tiles, ctx.tapes, strict=True):
             saved, kept = kept[:count], kept[count:]
             saved = [*saved, None if x is None else x[a:b]]
             walks.append((Backward(plan, tensors, saved, needs), dy[a:b], slopes, shortcuts))
         dx = _in_tiles(plan.tiles, (walk.run(*tape) for walk, *tape in walks))
-        return None, dx, *walks[0][0].gradients
+        if torch.is_grad_enabled() and trace is not None:
+            dx = dx + trace.sum()
+        return None, dx, None, *walks[0][0].gradients
 
 
 def _in_tiles(tiles: Sequence[tuple[int, int]], parts: Iterator[Tensor | None]) -> Tensor | None:

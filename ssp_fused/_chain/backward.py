@@ -82,7 +82,8 @@ class Backward:
             )
             end = start
         for place, (gradient, needed) in enumerate(zip(self.gradients, self.needs, strict=True)):
-            if needed and gradient is None:  # exact zeros are tensors
+            # Exact zeros are tensors: of a bias that only a batch norm sees, say.
+            if needed and gradient is None:
                 self.gradients[place] = torch.zeros_like(self.t[place])
         return g if self.needs_x else None
 
@@ -218,7 +219,7 @@ class Backward:
         """The rest of ``evaluation`` where act(norm1(x)) goes into conv1 and into a shortcut."""
         conv, norm = block.shortcut
         dq, own, _ = self.norm(norm, aside, g, 1.0, Stage([], []), below, False)
-        self.add_bias(conv.bias, own)
+        self.add(conv.bias, own)
         if not below:
             return None, None
         dz = self.ops.stage_combine(
@@ -247,19 +248,16 @@ class Backward:
         learns = self.wants(conv.weight)
         dz = self.input_gradient(conv, g, use)
         du, own, z = self.norm(norm, use, dz, factor, Stage([], []), below, learns)
-        self.add_bias(inner_bias, own)
+        self.add(inner_bias, own)
         self.add(conv.weight, self.weight_gradient(conv, g, z), factor)
         return du
 
-    def add_bias(self, place: int | None, own: Tensor | None) -> None:
-        """The gradient of a bias that only a norm sees: exactly zero under batch statistics."""
-        if self.wants(place):
-            self.add(place, torch.zeros_like(self.t[place]) if own is None else own)
-
     def input_gradient(self, conv: Conv, g: Tensor, use: Use) -> Tensor:
         """Of a convolution whose input has the shape of ``use``."""
-        strides = dense_strides(use.shape, use.rows)
-        like = torch.empty_strided(use.shape, strides, dtype=g.dtype, device=g.device)
+        like = g  # only its shape and layout are looked at
+        if g.shape != use.shape:
+            strides = dense_strides(use.shape, use.rows)
+            like = torch.empty_strided(use.shape, strides, dtype=g.dtype, device=g.device)
         return self.transpose(conv, g, like, (True, False, False))[0]
 
     def weight_gradient(self, conv: Conv, g: Tensor, z: Tensor | None) -> Tensor | None:

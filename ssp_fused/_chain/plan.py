@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _autocast, _checks
 from .._autograd import fixed_statistics
 from .._backends import Backend
 from .._distributed import process_group
@@ -137,13 +137,13 @@ class Builder:
 
     Args:
         x: the chain's input ``[N, C, H, W]``.
-        z_dtype: of the convolutions' inputs; x's own, where autocast is off.
     """
 
-    def __init__(self, x: Tensor, z_dtype: torch.dtype) -> None:
+    def __init__(self, x: Tensor) -> None:
         self._like = x
         self._shape: Sequence[int] = x.shape
-        self.z_dtype = z_dtype
+        self._casts = _autocast.casts(x.device, x.dtype)
+        self.z_dtype = _autocast.convolution_dtype([x])
         self._moments = 0
         self.blocks: list[Block] = []
         self.tensors: list[Tensor] = []
@@ -214,7 +214,7 @@ class Builder:
         return Update(norm, self._moments - 1, shape[0] * math.prod(shape[2:]))
 
     def _conv(self, conv: nn.Conv2d) -> Conv:
-        if conv.weight.dtype != self.z_dtype and self.z_dtype == self._like.dtype:
+        if conv.weight.dtype != self.z_dtype and not self._casts:
             raise TypeError(
                 f"x must have the dtype of the block's weights, {conv.weight.dtype}, got {self.z_dtype}"
             )
