@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import __version__, _extension, available_backends
+from ._allocator import keep_freed_memory
 from ._arguments import make_parser
 from .adversarial import (
     EvaluationSettings,
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         options = make_parser().parse_args(arguments)
+        keep_freed_memory()
         _COMMANDS[options.command](options)
 
     return guarded(run)

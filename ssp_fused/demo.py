@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import available_backends, cli, data, models, use_backend
+from ._allocator import keep_freed_memory
 from .adversarial import TrainConfig, evaluate, fgsm, fit, load_checkpoint, pgd
 from .adversarial.checkpoint import BEST, LAST
 from .adversarial.config import checked_device
@@ -244,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="default: a GPU if there is one")
     options = parser.parse_args(arguments)
     device = checked_device(options.device)
+    keep_freed_memory()
     start = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     history = train_networks(options.out, options.epochs, device)

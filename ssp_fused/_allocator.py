@@ -1,0 +1,30 @@
+"""The C library's memory allocator, which stands behind torch's CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+# Parameters of mallopt, from glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_LARGE = 2**31 - 1  # mallopt takes an int
+_STEP = 64 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Have the process keep the memory of freed CPU tensors, up to 2 GiB, for the next ones.
+
+    glibc gives large blocks back to the system when they are freed; the next tensor then costs a page fault, and
+    zeroing, for every 4 KiB of it. A training step frees and allocates its activations over and over. The setting is
+    the whole process's and lasts until its end: it is for programs, not for libraries. The environment variables
+    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_TOP_PAD_`` do the same from outside.
+
+    Returns:
+        Whether it was done; False where the C library is not glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, _LARGE), (_TOP_PAD, _STEP))
+    accepted = [mallopt(parameter, value) == 1 for parameter, value in settings]
+    return all(accepted)
