@@ -10,6 +10,12 @@ void check_floating_cpu(const char* op, const char* name, const Tensor& tensor) 
   check_floating(op, name, tensor.scalar_type());
 }
 
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::ostringstream text;
+  for (size_t d = 0; d < shape.size(); ++d) text << (d ? ", " : "[") << shape[d];
+  return text.str() + "]";
+}
+
 }  // namespace
 
 bool common_rows(const std::vector<Tensor>& tensors) {
@@ -81,10 +87,8 @@ void check_mixture(const char* op, const char* name, ScalarType dtype, const cha
 void check_shape(const char* op, const char* name, const Tensor& tensor,
                  const std::vector<int64_t>& shape) {
   check_floating_cpu(op, name, tensor);
-  std::ostringstream text;
-  for (size_t d = 0; d < shape.size(); ++d) text << (d ? ", " : "") << shape[d];
-  STD_TORCH_CHECK(shape_vector(tensor) == shape, op, ": ", name, " must have the shape [",
-                  text.str(), "], but has ", shape_of(tensor));
+  STD_TORCH_CHECK(shape_vector(tensor) == shape, op, ": ", name, " must have the shape ",
+                  text_of(shape), ", but has ", shape_of(tensor));
 }
 
 void check_activation_code(const char* op, int64_t activation) {

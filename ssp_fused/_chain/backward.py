@@ -14,7 +14,7 @@ from .. import _distributed, reference
 from .._layout import dense_strides
 from .._ops import MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
-from .records import Slope, Stage, Use, get
+from .records import Slope, Stage, Use, cast, get
 
 
 def _uses(block: Block, i: int, of_slope: bool) -> list[tuple[int, int]]:
@@ -53,7 +53,7 @@ class Backward:
         """``factor`` times a gradient, to that of a tensor."""
         if gradient is None or not self.wants(place):
             return
-        gradient = gradient.to(self.t[place].dtype)
+        gradient = cast(gradient, self.t[place].dtype)
         if isinstance(factor, Tensor):
             gradient, factor = gradient * factor.to(gradient.dtype), 1.0
         total = self.gradients[place]
@@ -188,7 +188,7 @@ class Backward:
             return (self.ops.stage_combine(*extras) if lonely else None), None
         if len(above.terms) > 1:
             above = Stage([self.ops.stage_combine(*above)], [1.0])
-        g = above.terms[0].to(self.plan.z_dtype)
+        g = cast(above.terms[0], self.plan.z_dtype)
         factor = above.numbers[0] if above.coefficients is None else above.coefficients
 
         below = wanted or self.wants(block.conv1.weight, block.norm1.weight, block.norm1.bias)
@@ -269,7 +269,7 @@ class Backward:
     def transpose(
         self, conv: Conv, g: Tensor, z: Tensor, mask: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
-        weight = self.t[conv.weight].to(g.dtype)
+        weight = cast(self.t[conv.weight], g.dtype)
         geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
         return torch.ops.aten.convolution_backward(g, z, weight, None, *geometry, mask)
 

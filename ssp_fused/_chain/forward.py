@@ -11,15 +11,9 @@ from .. import _distributed
 from .._layout import common_rows, stage_dtype
 from .._ops import ACTIVATIONS, MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
-from .records import Slope, Stage, Use, get
+from .records import Slope, Stage, Use, cast, get
 
 _PIECEWISE_LINEAR = tuple(ACTIVATIONS.index(name) for name in ("identity", "relu", "leaky_relu"))
-
-
-def _used_after(block: Block, i: int, k: int, of_slope: bool) -> bool:
-    """Whether a row after the i-th has a term of u_k, or of F(u_k)."""
-    later = (term for row in block.rows[i + 1 :] for term in row)
-    return any(term.index == k and term.of_slope == of_slope for term in later)
 
 
 class Forward:
@@ -69,12 +63,13 @@ class Forward:
     def block(self, block: Block, stage: Stage) -> Stage:
         """The block's last stage from the one it starts with."""
         learned = block.coefficients is not None and self.needs[block.coefficients]
+        # The last row that has a term of u_k, or of F(u_k).
+        last = {(k.of_slope, k.index): i for i, row in enumerate(block.rows) for k in row}
         us: list[Tensor | None] = []
         fs: list[Tensor | None] = []
         sideways = aside = None
         for i in range(len(block.rows)):
-            used = _used_after(block, -1, i, of_slope=False)
-            u, z, use1 = self.norm(block.norm1, stage, None, used)
+            u, z, use1 = self.norm(block.norm1, stage, None, (False, i) in last)
             us.append(u)
             inner, use2 = self.inside(block.conv1, block.norm2, z)
             if block.shortcut is not None:
@@ -83,16 +78,17 @@ class Forward:
             del z, inner
             self.slopes.append(Slope(use1, use2, self.keep(fs[-1], learned)))
             stage = self.row(block, i, us, fs, sideways)
-            for values, of_slope in ((us, False), (fs, True)):
-                for k in range(len(values)):
-                    if not _used_after(block, i, k, of_slope):
-                        values[k] = None
+            for k in range(i + 1):  # what no later row has is not kept alive
+                if last.get((False, k), -1) <= i:
+                    us[k] = None
+                if last.get((True, k), -1) <= i:
+                    fs[k] = None
         self.shortcuts.append(aside)
         return stage
 
     def convolve(self, conv: Conv, z: Tensor) -> Tensor:
         """The convolution without its bias."""
-        weight = self.t[conv.weight].to(z.dtype)
+        weight = cast(self.t[conv.weight], z.dtype)
         return torch.conv2d(z, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
 
     def inside(self, conv: Conv, norm: Norm, z: Tensor) -> tuple[Tensor, Use]:

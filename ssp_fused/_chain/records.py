@@ -60,3 +60,8 @@ class Slope(NamedTuple):
 
 def get(tensors: Sequence[Tensor], place: int | None) -> Tensor | None:
     return None if place is None else tensors[place]
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, which takes its time also where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
