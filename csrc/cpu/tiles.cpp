@@ -6,6 +6,10 @@
 
 #include <string.h>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #include <type_traits>
 
 #include "convert.h"
@@ -152,9 +156,25 @@ void normalize_act(int activation, const Parameters<A>& p, const A* u, A* z, int
   });
 }
 
+#if defined(__AVX__)
+// The bits of whole bytes, is_positive of eight elements at once. Returns how many elements it did.
+SSP_HD int64_t pack_bytes(const float* z, uint8_t* bits, int64_t n) {
+  const __m256 zero = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256 positive = _mm256_cmp_ps(_mm256_loadu_ps(z + i), zero, _CMP_NLE_UQ);
+    bits[i / 8] = static_cast<uint8_t>(_mm256_movemask_ps(positive));
+  }
+  return i;
+}
+#else
+SSP_HD int64_t pack_bytes(const float*, uint8_t*, int64_t) { return 0; }
+#endif
+SSP_HD int64_t pack_bytes(const double*, uint8_t*, int64_t) { return 0; }
+
 template <class A>
 void pack_mask(const A* z, uint8_t* bits, int64_t n) {
-  for (int64_t begin = 0; begin < n; begin += kTile) {
+  for (int64_t begin = pack_bytes(z, bits, n); begin < n; begin += kTile) {
     const int64_t count = smaller(n - begin, kTile);
     uint8_t positive[kTile + 8];
     SSP_INDEPENDENT
@@ -172,8 +192,30 @@ void pack_mask(const A* z, uint8_t* bits, int64_t n) {
   }
 }
 
+#if defined(__AVX2__)
+// 0 or 1 for each bit, 32 at once. Returns how many it did.
+SSP_HD int64_t unpack_words(const uint8_t* bits, uint8_t* positive, int64_t n) {
+  // Every lane of eight bytes gets one byte of the word, and each of its bytes keeps one bit.
+  const __m256i spread = _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202,
+                                           0x0101010101010101, 0x0000000000000000);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  const __m256i one = _mm256_set1_epi8(1);
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    int32_t word;
+    memcpy(&word, bits + i / 8, 4);
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(word), spread);
+    const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(positive + i), _mm256_and_si256(set, one));
+  }
+  return i;
+}
+#else
+SSP_HD int64_t unpack_words(const uint8_t*, uint8_t*, int64_t) { return 0; }
+#endif
+
 void unpack_mask(const uint8_t* bits, uint8_t* positive, int64_t n) {
-  for (int64_t i = 0; i < n; i += 8) {
+  for (int64_t i = unpack_words(bits, positive, n); i < n; i += 8) {
     // Every byte of the product keeps one bit of the eight, the first the lowest, as 0 or not.
     const uint64_t spread = (bits[i / 8] * 0x0101010101010101u) & 0x8040201008040201u;
     uint64_t bytes = ((spread + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
