@@ -112,8 +112,8 @@ def groups(num_groups: int, activation: Tensor) -> None:
 
 def positive_or_none(name: str, value: int | None) -> None:
     """None, or a count of at least one."""
-    if value is not None and value < 1:
-        raise ValueError(f"{name} must be at least 1, or None, got {value}")
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a count of at least 1, or None, got {value!r}")
 
 
 def epsilon(eps: float) -> None:

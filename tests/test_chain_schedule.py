@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ssp_fused
+from ssp_fused import _chain
+from ssp_fused._chain import cache
 from ssp_fused.models import sspnet_cifar
 
 pytestmark = needs_cpu_backend
@@ -309,3 +311,25 @@ def test_without_recomputation(norm, mode):
         assert more == kept
     else:
         assert more > 1.3 * kept
+
+
+def test_tiles_that_fit_the_cache(monkeypatch):
+    stack = make(("ssp22",) * 2, 5).eval().requires_grad_(False)
+    x = torch.randn(7, 5, 4, 4, dtype=torch.float64)
+    expected = stack(x)
+    stack.tile = "cache"
+    assert torch.equal(stack(x), expected)  # all of it fits
+    monkeypatch.setattr(_chain, "cache_bytes", lambda device: 8 * 2 * x[0].nbytes)
+    with Schedule(1) as schedule:
+        torch.testing.assert_close(stack(x), expected)
+    assert schedule.count["stage_combine"] == 3
+    assert cache.cache_bytes(torch.device("cpu")) >= 2**20
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "lots"])
+@pytest.mark.parametrize("name", ["tile", "blocks_per_node"])
+def test_counts_that_are_none(name, value):
+    stack = make(("ssp22",), 5)
+    setattr(stack, name, value)
+    with pytest.raises(ValueError, match=f"{name} must be a count of at least 1, or None, got "):
+        stack(torch.randn(2, 5, 4, 4, dtype=torch.float64))

@@ -27,15 +27,20 @@ from .. import _autocast
 from .._backends import Backend
 from .._layout import dense_strides, is_rows
 from .backward import Backward
+from .cache import cache_bytes
 from .differentiable import differentiable
 from .forward import Forward
 from .plan import Builder, Plan, Row, Term, Update
 
-__all__ = ["Builder", "Row", "Term", "run"]
+__all__ = ["CACHE", "Builder", "Row", "Term", "run"]
+
+CACHE = "cache"
+# Tensors of a block's size that are in use at once: two stages, a slope, a convolution's input and output, gradients.
+_LIVE = 8
 
 
 def run(
-    builder: Builder, backend: Backend, x: Tensor, *, recompute: bool, tile: int | None
+    builder: Builder, backend: Backend, x: Tensor, *, recompute: bool, tile: int | str | None
 ) -> Tensor:
     """The blocks that were added to ``builder``, applied to x; running statistics move.
 
@@ -44,7 +49,7 @@ def run(
         backend: whose ops run, forward and backward.
         x: ``[N, C, H, W]``.
         recompute: whether backward computes the convolutions' inputs again, or they are kept.
-        tile: samples that go through all blocks together, where nothing couples samples.
+        tile: samples that go through all blocks together, where nothing couples samples; CACHE: as many as fit.
     """
     recording = torch.is_grad_enabled()
     plan = Plan(
@@ -74,7 +79,7 @@ def _learns(builder: Builder) -> bool:
 
 
 def _tiles(
-    builder: Builder, x: Tensor, tile: int | None, recording: bool
+    builder: Builder, x: Tensor, tile: int | str | None, recording: bool
 ) -> tuple[tuple[int, int], ...]:
     """Where the batch is cut: nowhere, if its samples are coupled by statistics or by gradients that sum over them.
 
@@ -82,7 +87,11 @@ def _tiles(
     """
     samples = x.shape[0]
     coupled = builder.updates or (recording and _learns(builder))
-    if tile is None or coupled or torch.compiler.is_compiling() or samples < 2 * tile:
+    if tile is None or coupled or torch.compiler.is_compiling():
+        return ((0, samples),)
+    if tile == CACHE:
+        tile = max(2, cache_bytes(x.device) // (_LIVE * max(x[:1].nbytes, 1)))
+    if samples < 2 * tile:
         return ((0, samples),)
     parts = samples // tile
     cuts = [samples * part // parts for part in range(parts + 1)]
