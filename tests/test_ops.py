@@ -588,3 +588,18 @@ def test_opcheck(name):
     for arguments in opcheck_arguments()[name]:
         results = torch.library.opcheck(op, arguments)
         assert set(results.values()) == {"SUCCESS"}, results
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["planes", "rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mask_of_stage_norm_act(dtype, rows):
+    """One bit an element, not (y <= 0), for zeros and NaN too, whole vectors and what is left of them."""
+    for c, side in ((8, 8), (17, 3), (1, 37)):
+        u = torch.randn(2, c, side, side).relu_().to(dtype)
+        u[0, 0, 0, 0] = torch.nan
+        u = u.to(memory_format=torch.channels_last if rows else torch.contiguous_format)
+        vector = torch.ones(c, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        norm = (vector - 1, vector, None, None)
+        operands = ([u], [1.0], None, None, *norm, ACTIVATIONS.index("relu"), None, False, True)
+        expected = reference.stage_norm_act(*operands)[2]
+        assert torch.equal(torch.ops.ssp_fused.stage_norm_act(*operands)[2], expected)
