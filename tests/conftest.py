@@ -2,10 +2,9 @@
 
 import os
 
-# Torch's convolutions and elementwise kernels round differently for every instruction set, and the accuracy rule
-# compares with them: one set gives one verdict on every processor. Set before torch is imported.
+# Convolutions round differently for every instruction set, and the accuracy rule compares with them: one set gives one
+# verdict on every processor. Set before torch is imported.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
-os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 import pytest
 import torch

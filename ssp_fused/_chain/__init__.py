@@ -37,6 +37,8 @@ __all__ = ["CACHE", "Builder", "Row", "Term", "run"]
 CACHE = "cache"
 # Tensors of a block's size that are in use at once: two stages, a slope, a convolution's input and output, gradients.
 _LIVE = 8
+# Channels that oneDNN's convolutions on rows take at once, at least.
+_VECTOR = 8
 
 
 def run(
@@ -58,6 +60,7 @@ def run(
         builder.z_dtype,
         recording,
         recompute,
+        _runs_in_rows(builder, x),
         _tiles(builder, x, tile, recording),
         tuple(builder.updates),
     )
@@ -66,6 +69,22 @@ def run(
         if torch.compiler.is_compiling():
             _update_running_statistics(plan, moments)
     return y
+
+
+def _runs_in_rows(builder: Builder, x: Tensor) -> bool:
+    """Whether blocks on x, which is in planes, are faster in rows.
+
+    So they are where oneDNN convolves: it has kernels for rows, and copies planes into a layout of its own and back for
+    every convolution. Channels that do not fill its vectors are left alone, and so are tensors that a compiler lays out.
+    """
+    if x.device.type != "cpu" or is_rows(x) or torch.compiler.is_compiling():
+        return False
+    if builder.z_dtype == torch.float64 or not torch.backends.mkldnn.enabled:
+        return False
+    weights = [builder.tensors[conv.weight] for block in builder.blocks for conv in block.convs()]
+    return torch.backends.mkldnn.is_available() and all(
+        size % _VECTOR == 0 for weight in weights for size in weight.shape[:2]
+    )
 
 
 def _trace_of(x: Tensor, builder: Builder, recording: bool) -> Tensor | None:
@@ -156,7 +175,7 @@ class Chain(Function):
         walks = []
         for (a, b), (count, slopes, shortcuts) in zip(plan.tiles, ctx.tapes, strict=True):
             saved, kept = kept[:count], kept[count:]
-            saved = [*saved, None if x is None else x[a:b]]
+            saved = [*saved, None if x is None else plan.inside(x[a:b])]
             walks.append((Backward(plan, tensors, saved, needs), dy[a:b], slopes, shortcuts))
         dx = _in_tiles(plan.tiles, (walk.run(*tape) for walk, *tape in walks))
         if torch.is_grad_enabled() and trace is not None:

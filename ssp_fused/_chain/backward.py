@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _distributed, reference
-from .._layout import dense_strides
+from .._layout import dense, dense_strides, is_rows
 from .._ops import MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import Slope, Stage, Use, cast, get
@@ -71,8 +71,8 @@ class Backward:
         upstream = [self.needs_x]
         for block in blocks:
             upstream.append(upstream[-1] or self.wants(*block.tensors()))
-        sums = self.ops.channel_sum(dy) if self.with_sums else None
-        g, end = dy, len(slopes)
+        g, end = self.plan.inside(dy), len(slopes)
+        sums = self.ops.channel_sum(g) if self.with_sums else None
         for position in reversed(range(len(blocks))):
             block, start = blocks[position], end - len(blocks[position].rows)
             if not upstream[position + 1]:
@@ -82,10 +82,14 @@ class Backward:
             )
             end = start
         for place, (gradient, needed) in enumerate(zip(self.gradients, self.needs, strict=True)):
+            if not needed:
+                continue
             # Exact zeros are tensors: of a bias that only a batch norm sees, say.
-            if needed and gradient is None:
+            if gradient is None:
                 self.gradients[place] = torch.zeros_like(self.t[place])
-        return g if self.needs_x else None
+            elif self.plan.rows:  # a weight's gradient is then in rows, too
+                self.gradients[place] = dense(gradient, is_rows(self.t[place]))
+        return self.plan.outside(g) if self.needs_x else None
 
     def block(
         self,

@@ -22,7 +22,7 @@ class Forward:
     Attributes:
         whole: whether activations are kept.
         masks: whether one bit an element is kept in their place.
-        saved: what is kept; -1 stands for x, which follows behind.
+        saved: what is kept; -1 stands for x inside the chain, which follows behind.
         slopes, shortcuts: places in ``saved``, for each evaluation of F and for each block.
         moments: mean, biased variance and count of each use of a batch norm.
     """
@@ -30,7 +30,7 @@ class Forward:
     def __init__(
         self, plan: Plan, x: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool]
     ) -> None:
-        self.plan, self.ops, self.t, self.x = plan, plan.backend.ops, tensors, x
+        self.plan, self.ops, self.t, self.x = plan, plan.backend.ops, tensors, plan.inside(x)
         self.needs = needs[1:]
         recording = plan.recording and any(needs)
         fixed = all(
@@ -58,7 +58,7 @@ class Forward:
         stage = Stage([self.x], [1.0])
         for block in self.plan.blocks:
             stage = self.block(block, stage)
-        return self.ops.stage_combine(*stage.at_most(self.ops, MAX_TERMS))
+        return self.plan.outside(self.ops.stage_combine(*stage.at_most(self.ops, MAX_TERMS)))
 
     def block(self, block: Block, stage: Stage) -> Stage:
         """The block's last stage from the one it starts with."""

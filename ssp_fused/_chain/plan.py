@@ -18,6 +18,7 @@ from .. import _autocast, _checks
 from .._autograd import fixed_statistics
 from .._backends import Backend
 from .._distributed import process_group
+from .._layout import dense
 
 BATCH, FIXED, GROUP = "batch", "fixed", "group"
 
@@ -91,10 +92,13 @@ class Block:
         """Its norms."""
         return [self.norm1, self.norm2, *([] if self.shortcut is None else self.shortcut[1:])]
 
+    def convs(self) -> list[Conv]:
+        """Its convolutions."""
+        return [self.conv1, self.conv2, *([] if self.shortcut is None else self.shortcut[:1])]
+
     def tensors(self) -> list[int | None]:
         """Places of everything that may require a gradient."""
-        convs = [self.conv1, self.conv2, *([] if self.shortcut is None else self.shortcut[:1])]
-        parts = (*self.norms(), *convs)
+        parts = (*self.norms(), *self.convs())
         return [*(place for part in parts for place in (part.weight, part.bias)), self.coefficients]
 
     def offset(self, row: int) -> int:
@@ -119,6 +123,7 @@ class Plan:
         z_dtype: of the convolutions' inputs, to which autocast brings the weights.
         recording: whether a backward pass may follow.
         recompute: whether the backward pass computes the convolutions' inputs again.
+        rows: whether the blocks run in rows (channels last) inside though x, and so the result, is in planes.
         tiles: from which sample to which each part of the batch goes through on its own.
         updates: of running statistics, in the order in which torch's modules would make them.
     """
@@ -128,8 +133,17 @@ class Plan:
     z_dtype: torch.dtype
     recording: bool
     recompute: bool
+    rows: bool
     tiles: tuple[tuple[int, int], ...]
     updates: tuple[Update, ...]
+
+    def inside(self, x: Tensor) -> Tensor:
+        """``x`` in the layout in which the blocks run."""
+        return dense(x, True) if self.rows else x
+
+    def outside(self, y: Tensor) -> Tensor:
+        """``y`` in the layout of the chain's operands."""
+        return dense(y, False) if self.rows else y
 
 
 class Builder:
