@@ -55,6 +55,7 @@ void set_means(const Partition& partition, const std::vector<double>& sum_dy,
   parameters.mean_dy_xhat = partition.expand(mean_dy_xhat);
 }
 
+// From the end: what was read last, by the sums, is still in the cache.
 template <class A>
 void backward_chunks(const BackwardInput<A>& input, const Stage<A>& stage,
                      const Partition& partition, const ChannelParameters<A>& parameters,
@@ -62,7 +63,7 @@ void backward_chunks(const BackwardInput<A>& input, const Stage<A>& stage,
   const Operand<A> output(du);
   parallel_ranges(partition.chunks(), partition.extent().numel(), [&](int64_t first, int64_t last) {
     StageScratch<A> scratch;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = last; i-- > first;) {
       backward_chunk(input, stage, partition.chunk(i), parameters, extras, output, scratch);
     }
   });

@@ -58,6 +58,9 @@ class Stage {
     }
   }
 
+  // Nothing to compute: u is the only term.
+  bool is_copy() const { return terms_.size() == 1 && coefficients_[0] == A(1) && bias_.empty(); }
+
   // Also store u, in its dtype.
   void write_to(const Tensor& u) { u_.emplace(u); }
 
@@ -90,9 +93,6 @@ class Stage {
   }
 
  private:
-  // Nothing to compute: u is the only term.
-  bool is_copy() const { return terms_.size() == 1 && coefficients_[0] == A(1) && bias_.empty(); }
-
   void combine(int64_t offset, int64_t n, StageScratch<A>& scratch, A* u) const {
     const int count = static_cast<int>(terms_.size());
     const A* values[kMaxTerms + 1];

@@ -69,6 +69,7 @@ std::tuple<std::vector<A>, std::vector<A>> mean_and_variance(const std::vector<M
   return {mean, variance};
 }
 
+// From the end: what was read or written last, by the pass before, is still in the cache.
 template <class A>
 void normalize_chunks(const Stage<A>& stage, const Partition& partition,
                       const ChannelParameters<A>& parameters, int activation, const Tensor& z,
@@ -76,7 +77,7 @@ void normalize_chunks(const Stage<A>& stage, const Partition& partition,
   const NormalizeOutput<A> output(partition, z, mask);
   parallel_ranges(partition.chunks(), partition.extent().numel(), [&](int64_t first, int64_t last) {
     StageScratch<A> scratch;
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t i = last; i-- > first;) {
       normalize_chunk(stage, partition.chunk(i), parameters, activation, output, scratch);
     }
   });
@@ -151,7 +152,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_batch_norm_act(
   const StageArguments arguments(op, terms, coefficients, coefficient_tensor, channel_bias);
   check_activation_code(op, activation);
   check_eps(op, eps);
-  const Tensor u = arguments.empty_like(arguments.dtype);
   const Tensor z = arguments.empty_like(result_dtype(op, "z_dtype", z_dtype, arguments.dtype));
   return with_arithmetic(arguments.dtype, [&](auto zero) {
     using A = decltype(zero);
@@ -159,7 +159,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_batch_norm_act(
     const int64_t c = arguments.extent.c;
     Stage<A> stage(arguments);
     // Even where u is not wanted: the second pass reads one tensor, not all the terms again.
-    stage.write_to(u);
+    const bool read_again = stage.is_copy() && !write_u;
+    const Tensor u = read_again ? arguments.terms[0] : arguments.empty_like(arguments.dtype);
+    if (!read_again) stage.write_to(u);
     const auto [mean, variance] = mean_and_variance<A>(channel_moments(stage, partition));
     std::vector<A> rstd;
     for (const A value : variance) rstd.push_back(reciprocal_deviation(value, eps));

@@ -156,7 +156,18 @@ void normalize_act(int activation, const Parameters<A>& p, const A* u, A* z, int
   });
 }
 
-#if defined(__AVX__)
+#if defined(__AVX512F__)
+// The bits of whole bytes, is_positive of sixteen elements at once. Returns how many it did.
+SSP_HD int64_t pack_bytes(const float* z, uint8_t* bits, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __mmask16 positive =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(z + i), _mm512_setzero_ps(), _CMP_NLE_UQ);
+    memcpy(bits + i / 8, &positive, 2);
+  }
+  return i;
+}
+#elif defined(__AVX__)
 // The bits of whole bytes, is_positive of eight elements at once. Returns how many elements it did.
 SSP_HD int64_t pack_bytes(const float* z, uint8_t* bits, int64_t n) {
   const __m256 zero = _mm256_setzero_ps();
