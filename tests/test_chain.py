@@ -60,6 +60,24 @@ def test_every_scheme_and_norm(name, norm, mode):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_planes_that_are_run_in_rows(dtype, norm, mode):
+    """Channels in whole vectors, which a chain on planes brings into rows and back."""
+    for layout in ("planes", "slice"):
+        judge(
+            ("ssp33", "adaptive"),
+            (3, 16, 7, 5),
+            norm=norm,
+            dtype=dtype,
+            layout=layout,
+            training=mode == "train",
+            frozen=mode == "frozen",
+            scale=TAME / 2,
+        )
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_narrow_dtypes(norm, dtype, mode):

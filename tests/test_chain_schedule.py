@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 import ssp_fused
 from ssp_fused import _chain
 from ssp_fused._chain import cache
+from ssp_fused._layout import is_rows
 from ssp_fused.models import sspnet_cifar
 
 pytestmark = needs_cpu_backend
@@ -126,6 +127,53 @@ def test_three_ssp33_blocks_in_numbers():
     forward, backward = run(THREE, "frozen")
     assert counted(forward) == {"stage_norm_act": 18, "stage_combine": 1}
     assert counted(backward) == {"norm_act_backward": 18}
+
+
+class Layouts(TorchDispatchMode):
+    """Notes whether convolutions read rows (channels last)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().split(".")[0] in CONVOLUTIONS:
+            self.seen.add(is_rows(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "rows"),
+    [(16, torch.float32, True), (16, torch.float64, False), (12, torch.float32, False)],
+)
+def test_planes_are_convolved_in_rows_where_onednn_does_that_faster(channels, dtype, rows):
+    """Of channels that fill its vectors, in its dtypes; layouts of results and gradients are those of eager."""
+    stack = make(("ssp22",) * 2, channels, dtype=dtype)
+    x = torch.randn(2, channels, 6, 6, dtype=dtype, requires_grad=True)
+    with Layouts() as layouts:
+        y = stack(x)
+        y.backward(cotangent(y))
+    assert layouts.seen == {rows}
+    for tensor in (y, x.grad, *(p.grad for p in stack.parameters())):
+        assert tensor.is_contiguous()
+    with Layouts() as layouts, torch.backends.mkldnn.flags(enabled=False):
+        stack(x)
+    assert layouts.seen == {False}
+
+
+@pytest.mark.parametrize(("mode", "back"), [("train", 3), ("eval", 3), ("frozen", 2)])
+def test_rows_inside_cost_one_copy_each_way(mode, back):
+    """x and y; their gradients, and x again where activations are kept."""
+    stack = randomize(make(THREE, 16, dtype=torch.float32), 0)
+    stack.train(mode == "train").requires_grad_(mode != "frozen")
+    x = torch.randn(4, 16, 9, 9, generator=generator(0)).requires_grad_()
+    with Schedule(x.numel()) as forward:
+        y = stack(x)
+    dy = cotangent(y)
+    with Schedule(x.numel()) as backward:
+        torch.autograd.grad(y, [p for p in (x, *stack.parameters()) if p.requires_grad], dy)
+    assert forward.others == ["aten::clone"] * 2
+    assert backward.others == ["aten::clone"] * back
 
 
 @pytest.mark.parametrize("recompute", [True, False])

@@ -10,6 +10,9 @@ Convolutions are linear: where one stage alone uses F(u_k), beta h is a factor i
 gradient; where several do, the sum is one ``stage_combine``. The alpha terms are added by the op that ends dF's
 transpose. z is computed again by the reduction over dz, after a convolution's input gradient, before its weight's.
 
+On a CPU the blocks run in rows (channels last) also where x is in planes: x and the gradient of the result are brought
+into rows, the result and the gradient of x into planes.
+
 conv2's bias enters u_i as (sum_k beta_ik h) b; with S_i the sum of G_i over all but the channels, its gradient is
 sum_i (sum_k beta_ik h) S_i, and S_k = sum_i alpha_ik S_i + norm1's own part: nothing under batch statistics.
 """
@@ -74,8 +77,8 @@ def run(
 def _runs_in_rows(builder: Builder, x: Tensor) -> bool:
     """Whether blocks on x, which is in planes, are faster in rows.
 
-    So they are where oneDNN convolves: it has kernels for rows, and copies planes into a layout of its own and back for
-    every convolution. Channels that do not fill its vectors are left alone, and so are tensors that a compiler lays out.
+    So they are where oneDNN convolves: it has kernels for rows, and copies planes into a layout of its own and back
+    for every convolution. Left alone are channels that do not fill its vectors, and what a compiler lays out.
     """
     if x.device.type != "cpu" or is_rows(x) or torch.compiler.is_compiling():
         return False
