@@ -456,7 +456,7 @@ class SSPStack(nn.Sequential):
             gradients of all its parameters at its end; DistributedDataParallel over gloo was as fast either way.
         tile: How many samples go through the blocks together where nothing couples samples (group norm, or batch norm
             in evaluation mode, and no parameter requires a gradient); "cache" for as many as the device's last-level
-            cache holds; None for the whole batch at once, which no tile was faster than on the one CPU tried.
+            cache holds; None for the whole batch at once, which no tile was faster than on the two CPUs tried.
     """
 
     recompute: bool = True
