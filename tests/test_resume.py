@@ -38,10 +38,10 @@ def config(out: Path, **changes: Any) -> TrainConfig:
 def raise_at(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], None]) -> None:
     """Call `action` while the batch `count` (from 1, over all epochs of the process) is trained on."""
     calls = 0
-    original = run_module._loss_function
+    original = state_module.loss_function
 
-    def loss_function(state: state_module.TrainingState) -> Callable:
-        loss = original(state)
+    def loss_function(*settings: Any) -> Callable:
+        loss = original(*settings)
 
         def counted(*arguments: Any) -> Any:
             nonlocal calls
@@ -52,7 +52,7 @@ def raise_at(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], N
 
         return counted
 
-    monkeypatch.setattr(run_module, "_loss_function", loss_function)
+    monkeypatch.setattr(state_module, "loss_function", loss_function)
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_random_numbers_of_the_network_go_on(
 def test_the_best_epoch_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.2, 0.4])
 
-    def scripted(model: nn.Module, batches: Any, _: TrainConfig) -> dict[str, float]:
+    def scripted(_: state_module.TrainingState, batches: Any) -> dict[str, float]:
         list(batches)
         return {"val_clean": 0.9, "val_robust": next(scores)}
 
