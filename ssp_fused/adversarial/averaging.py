@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -30,7 +31,11 @@ def averaged_model(model: nn.Module, config: TrainConfig) -> AveragedModel | Non
 
 
 def end_epoch(
-    average: AveragedModel, model: nn.Module, config: TrainConfig, epoch: int, batches: Batches
+    average: AveragedModel,
+    model: nn.Module,
+    config: TrainConfig,
+    epoch: int,
+    batches: Callable[[], Batches],
 ) -> None:
     """With SWA, from epoch `swa_start` on: take the epoch's weights in, and their statistics anew.
 
@@ -39,9 +44,9 @@ def end_epoch(
         model: the network at the end of the epoch.
         config: resolved settings.
         epoch: the one that ends, from 1.
-        batches: training images, for the running statistics.
+        batches: makes batches of training images, for the running statistics.
     """
     # An epoch that was stopped in its validation ends twice.
     if config.average == SWA and average.n_averaged <= epoch - config.swa_start:
         average.update_parameters(model)
-        update_bn(batches, average)
+        update_bn(batches(), average)

@@ -85,14 +85,17 @@ class Ranks:
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model in DistributedDataParallel, where there are several processes.
 
-        Buffers are left to `share_buffers`: exchanging them in each forward pass would change them
-        between the two passes of TRADES and MART.
+        All of them get the first one's parameters and buffers. Later, buffers are left to
+        `share_buffers`: exchanging them in each forward pass would change them between the two
+        passes of TRADES and MART.
         """
         if self.size == 1:
             return model
         device = next(model.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(model, device_ids=ids)
+        wrapped.broadcast_buffers = False
+        return wrapped
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

@@ -226,7 +226,7 @@ class _Run:
         saved = "nothing is saved yet"
         if (self.out / LAST).exists():
             saved = f"to go on from the last saved state: {_resume_command(self.out)}"
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = str(error).split("\n")[0].split(". ")[0]
         return (
             f"another of the {self.ranks.size} processes is gone in epoch {self.state.epoch}; "
             f"{saved} ({reason})"
@@ -258,7 +258,7 @@ class _Run:
                 f"training diverged: the loss of epoch {state.epoch} is {result.loss}; "
                 "a smaller lr may help"
             )
-        state.end_training(self._training_batches(_STATISTICS))
+        state.end_training(partial(self._training_batches, _STATISTICS))
         val = self.val.batches(EVALUATION_BATCH, part=self.ranks.part)
         validation = _validate(state, interrupts.watch(val, self.ranks.any))
         state.end_epoch(_metrics(state, result, validation))

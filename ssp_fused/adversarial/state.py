@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,13 +54,19 @@ class TrainingState:
         self.config = config
         self.spec = spec
         self.ranks = ranks
-        self.model = _prepared(build_network(spec).to(device), config)
+        self.model = build_network(spec).to(device)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.parallel = ranks.parallel(self.model)
+        if config.sync_bn:
+            # In place, parameters stay. Not before: on CPUs, DistributedDataParallel refuses modules
+            # that hold SyncBatchNorm, whatever computes them.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.average = averaged_model(self.model, config)
         self.optimizer, self.scheduler = optimizer_and_schedule(self.model, config, steps_per_epoch)
         self.precision = Precision(config.amp, device.type)
         if config.compile:
             self.model.compile()
-        self.parallel = ranks.parallel(self.model)
         self._generator = torch.Generator(config.device)
         self.loss = loss_function(config, self._generator)
         if not ranks.is_first:
@@ -90,11 +97,11 @@ class TrainingState:
         if self.config.average == EMA:
             self.average.update_parameters(self.model)
 
-    def end_training(self, batches: Batches) -> None:
+    def end_training(self, batches: Callable[[], Batches]) -> None:
         """Make the network ready for validation, at the end of an epoch.
 
         Args:
-            batches: training images.
+            batches: makes batches of training images.
         """
         if self.average is not None:
             end_epoch(self.average, self.model, self.config, self.epoch, batches)
@@ -213,12 +220,6 @@ def seeded_generator(config: TrainConfig, purpose: str, rank: int) -> torch.Gene
 
 def _of_rank(purpose: str, rank: int) -> str:
     return f"{purpose} of rank {rank}" if rank else purpose
-
-
-def _prepared(model: nn.Module, config: TrainConfig) -> nn.Module:
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if config.sync_bn else model
 
 
 def _device_generator_state(device: torch.device) -> torch.Tensor | None:
