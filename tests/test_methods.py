@@ -241,11 +241,18 @@ def test_bad_input_is_named(loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_running_statistics_see_the_training_passes_alone(loss) -> None:
+def test_attacks_leave_the_model_alone(loss) -> None:
     model = network()
     model.block2[0].norm1.eval()
+    model.fc.bias.requires_grad_(False)
+    model.fc.weight.grad = torch.ones_like(model.fc.weight)
+    before = [p.detach().clone() for p in model.parameters()]
     modes = [module.training for module in model.modules()]
     loss(model, *batch())
+    assert all(map(torch.equal, model.parameters(), before))
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["fc.bias"]
+    assert torch.equal(model.fc.weight.grad, torch.ones_like(model.fc.weight))
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["fc.weight"]
     assert [module.training for module in model.modules()] == modes
     passes = 2 if loss in (LOSSES["trades"], LOSSES["mart"]) else 1
     assert model.block1[0].norm1.num_batches_tracked == 2 * passes
