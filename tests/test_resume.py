@@ -38,11 +38,9 @@ def config(out: Path, **changes: Any) -> TrainConfig:
 def raise_at(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], None]) -> None:
     """Call `action` while the batch `count` (from 1, over all epochs of the process) is trained on."""
     calls = 0
-    original = state_module.loss_function
+    original = run_module.train_epoch
 
-    def loss_function(*settings: Any) -> Callable:
-        loss = original(*settings)
-
+    def train_epoch(model: nn.Module, batches: Any, optimizer: Any, loss: Any, **options: Any):
         def counted(*arguments: Any) -> Any:
             nonlocal calls
             calls += 1
@@ -50,9 +48,9 @@ def raise_at(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], N
                 action()
             return loss(*arguments)
 
-        return counted
+        return original(model, batches, optimizer, counted, **options)
 
-    monkeypatch.setattr(state_module, "loss_function", loss_function)
+    monkeypatch.setattr(run_module, "train_epoch", train_epoch)
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +148,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         {"method": "none", "schedule": "onecycle", "augment": "none"},
         {"norm": "group", "model": "ark", "momentum": 0.0},
         {"data": "digits", "network": "mnist"},
+        {"method": "free", "replays": 3},
+        {"method": "trades", "average": "ema", "schedule": "multistep"},
+        {"method": "n-fgsm", "average": "swa", "swa_start": 1, "amp": "bf16"},
     ],
 )
 def test_other_settings_go_on_too(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -160,8 +161,41 @@ def test_other_settings_go_on_too(tmp_path: Path, changes: dict[str, Any]) -> No
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(config(whole, **settings), splits, progress=False)
     stopped_at(2, lambda: fit(config(parts, **settings), splits, progress=False))
+    # At the end of an epoch, in its validation: what the epoch adds to an average is added once.
+    stopped_at(1, lambda: resume(parts, splits, progress=False))
     resume(parts, splits, progress=False)
     assert_same_run(parts, whole)
+
+
+def test_a_run_is_saved_between_epochs_too(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    folder = tmp_path / "run"
+    raise_at(monkeypatch, BATCHES + 4, crash)
+    with pytest.raises(MemoryError):
+        fit(config(folder, save_every=3), progress=False)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    assert state["epoch"] == 1 and state["training"]["totals"]["batches"] == 3
+    monkeypatch.undo()
+    resume(folder, progress=False)
+    for name in ("last.pt", "best.pt"):
+        found, expected = (
+            torch.load(run / name, weights_only=True)["model"] for run in (folder, uninterrupted)
+        )
+        assert_same(found, expected)
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path: Path, uninterrupted: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        raise_at(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            fit(config(tmp_path / "run"), progress=False)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def enlarged(splits: data.ImageSplits) -> data.ImageSplits:
