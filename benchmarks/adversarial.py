@@ -133,7 +133,7 @@ class Judge:
         return torch.autocast(self._case.device.type, dtype, enabled=dtype is not None)
 
     def step(self, trainer: Trainer, bn_mode: str) -> str:
-        """Weights and buffers after one step on a few images, against plain layers under ``pgd_loss``."""
+        """Gradients and running statistics of a step on a few images, against plain layers under ``pgd_loss``."""
         small = replace(self._case, batch=4)
         x, y = small.inputs(0)
 
@@ -147,12 +147,13 @@ class Judge:
             torch.manual_seed(0)
             with ssp_fused.use_backend("auto"):
                 each(x.double(), y, self._case.attack)
-        expected = truth.network.state_dict()
-        for name, value in trainer.network.state_dict().items():
-            torch.testing.assert_close(
-                value, expected[name], msg=lambda told, name=name: f"{name}: {told}"
-            )
+        torch.testing.assert_close(_outcome(trainer.network), _outcome(truth.network))
         return "logits, fp64 step"
+
+
+def _outcome(network: nn.Module) -> dict[str, Tensor]:
+    gradients = {f"d {name}": p.grad for name, p in network.named_parameters()}
+    return gradients | dict(network.named_buffers())
 
 
 def _logits(network: nn.Module, x: Tensor) -> accuracy.Values:

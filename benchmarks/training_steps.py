@@ -83,10 +83,10 @@ def published_loss(network: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> 
     x_adv = attack.start(x)
     for _ in range(attack.steps):
         x_adv = x_adv.detach().requires_grad_()
-        F.cross_entropy(network(x_adv).float(), y).backward()
+        F.cross_entropy(network(x_adv), y).backward()
         x_adv = attack.step(x_adv.detach(), x_adv.grad, x)
     network.zero_grad(set_to_none=True)
-    return F.cross_entropy(network(x_adv).float(), y)
+    return F.cross_entropy(network(x_adv), y)
 
 
 def frozen_loss(network: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Tensor:
@@ -95,11 +95,11 @@ def frozen_loss(network: nn.Module, x: Tensor, y: Tensor, attack: Attack) -> Ten
     x_adv = attack.start(x)
     for _ in range(attack.steps):
         x_adv = x_adv.detach().requires_grad_()
-        loss = F.cross_entropy(network(x_adv).float(), y)
+        loss = F.cross_entropy(network(x_adv), y)
         (grad,) = torch.autograd.grad(loss, x_adv)
         x_adv = attack.step(x_adv.detach(), grad, x)
     network.train().requires_grad_(True)
-    return F.cross_entropy(network(x_adv).float(), y)
+    return F.cross_entropy(network(x_adv), y)
 
 
 def fused_loss(
