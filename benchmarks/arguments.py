@@ -18,8 +18,10 @@ QUICK_REPEATS = 3
 DEFAULT_OUT = Path("runs/benchmarks")
 
 
-def add_shared(parser: argparse.ArgumentParser, contenders: Sequence[str]) -> None:
-    """Add the options that are not about what is measured."""
+def add_shared(
+    parser: argparse.ArgumentParser, contenders: Sequence[str], *, least: int = MIN_REPEATS
+) -> None:
+    """Add the options that are not about what is measured; ``least`` as in :func:`run`."""
     parser.add_argument(
         "--contenders",
         nargs="+",
@@ -33,7 +35,7 @@ def add_shared(parser: argparse.ArgumentParser, contenders: Sequence[str]) -> No
     parser.add_argument(
         "--repeats",
         type=positive,
-        help=f"default and least: {MIN_REPEATS}; {QUICK_REPEATS} with --quick",
+        help=f"default and least: {least}; {QUICK_REPEATS} with --quick",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the order in each repeat")
     parser.add_argument(
@@ -68,15 +70,26 @@ def run(
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     tasks: Iterable[Task],
+    *,
+    least: int = MIN_REPEATS,
+    warmup: int = Settings.warmup,
 ) -> int:
     """Compare two files, or measure the tasks: print and write each as soon as it is done.
+
+    Args:
+        benchmark: Names the result file.
+        parser: Made the options.
+        options: Of :func:`add_shared`.
+        tasks: What to measure.
+        least: Repeats that a result must have at least.
+        warmup: Calls before them.
 
     Returns:
         The exit code: 2 if a contender was wrong, else 0. Bad options end the process through ``parser.error``.
     """
     if options.compare:
         return _compare(parser, options.compare)
-    settings = _settings(parser, options)
+    settings = _settings(parser, options, least, warmup)
     keep_freed_memory()  # else page faults are measured, of every contender
     provenance = machine(torch.device(options.device))
     path = options.out / f"{benchmark}.csv"
@@ -101,8 +114,10 @@ def _compare(parser: argparse.ArgumentParser, paths: Sequence[Path]) -> int:
     return 0
 
 
-def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Settings:
-    least = QUICK_REPEATS if options.quick else MIN_REPEATS
+def _settings(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, least: int, warmup: int
+) -> Settings:
+    least = QUICK_REPEATS if options.quick else least
     repeats = options.repeats or least
     if repeats < least:
         parser.error(f"--repeats must be at least {least} here, got {repeats}")
@@ -122,7 +137,7 @@ def _settings(parser: argparse.ArgumentParser, options: argparse.Namespace) -> S
             parser.error(f"--figure: {error}")
     return Settings(
         repeats=repeats,
-        warmup=1 if options.quick else Settings.warmup,
+        warmup=1 if options.quick else warmup,
         seed=options.seed,
         cold=options.cold,
         graph=options.graph,

@@ -34,12 +34,14 @@ class Work:
         check: Compares the contender with the fp64 reference and says how; raises AssertionError where it is wrong.
             None where it computes something else by design.
         kept: Measures what it keeps for backward, where that means something.
+        peak: Measures the most memory it has at a time, in place of the device's own count, which CPUs lack.
     """
 
     run: Callable[..., object]
     inputs: Callable[[int], Sequence[Tensor]]
     check: Callable[[], str] | None = None
     kept: Callable[[], Kept] | None = None
+    peak: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def _memory(work: Work, device: torch.device) -> dict[str, int]:
         found["kept_bytes"] = kept.activations
         found["kept_parameter_bytes"] = kept.parameters
         found["kept_input_bytes"] = kept.inputs
-    if device.type == "cuda":
+    if work.peak is not None:
+        found["peak_bytes"] = work.peak()
+    elif device.type == "cuda":
         inputs = work.inputs(0)
         work.run(*inputs)  # workspaces that stay are not the call's
         before = torch.cuda.memory_allocated(device)

@@ -30,7 +30,7 @@ class Row:
         bytes: Logical bytes of the op or chain (``traffic``), the same for every contender.
         gb_per_s: ``bytes`` by the median time, 1e9 bytes a GB.
         kept_bytes, kept_parameter_bytes, kept_input_bytes: Kept for backward (``memory``).
-        peak_bytes: Most memory a call allocated beyond what was there before, CUDA only.
+        peak_bytes: Most memory a call allocated beyond what was there before.
     """
 
     benchmark: str

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, available_backends, data, models, schemes
-from .adversarial.attacks import NORMS as ATTACK_NORMS
-from .adversarial.config import METHODS, NETWORKS, SCHEDULES
+from .adversarial.ascent import BN_MODES
+from .adversarial.ascent import NORMS as ATTACK_NORMS
+from .adversarial.averaging import AVERAGES
 from .adversarial.conversion import DATASETS
 from .adversarial.evaluation import DEFAULT_ATTACKS
 from .adversarial.growth import DEFAULT_ATTACK
+from .adversarial.methods import METHODS
 from .adversarial.named import GRAMMAR
+from .adversarial.networks import NETWORKS
+from .adversarial.precision import PRECISIONS
+from .adversarial.schedules import SCHEDULES
 from .nn import NORMS
 
 _CHECKPOINT = {
@@ -41,6 +46,10 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def _epochs(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `ssp-fused`: its result names the command, and holds what was given with it."""
     parser = Parser(prog="ssp-fused", description="Robust training of SSP networks.")
@@ -60,7 +69,8 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a network, or go on with a run that was stopped",
-        description="Train a network. Ctrl-C stops after the batch at hand; --resume goes on.",
+        description="Train a network. Ctrl-C stops after the batch at hand; --resume goes on. With "
+        "several processes: torchrun ... -m ssp_fused.cli train ...",
         argument_default=argparse.SUPPRESS,
     )
     train.set_defaults(command="train")
@@ -86,18 +96,60 @@ def _add_train(commands: Any) -> None:
     add("--blocks", type=int, help="SSP blocks per group (default: by data set)")
     add("--width", type=int, help="channels of the first group (default: by data set)")
     add("--norm", help=f"{', '.join(NORMS)} (default: batch)")
-    add("--method", help=f"{', '.join(METHODS)} (default: pgd)")
-    add("--eps", type=_number, help="radius of the l-infinity attack, pixels in [0, 1]")
-    add("--step-size", type=_number, help="length of an attack step")
-    add("--steps", type=int, help="attack steps")
-    add("--epochs", type=int, help="passes over the training images (default: 10)")
-    add("--batch-size", type=int, help="images per step (default: 128)")
-    add("--lr", type=_number, help="largest learning rate (default: 0.1)")
-    add("--schedule", help=f"{', '.join(SCHEDULES)} (default: cosine)")
+    _add_method(train)
+    _add_optimization(train)
+    _add_computation(train)
     add("--seed", type=int, help="of initialization, order and attacks (default: 0)")
     add("--limit", type=int, metavar="N", help="train on N images only")
     add("--out", metavar="DIR", help="run folder (default: runs/DATA-MODEL-METHOD-seedSEED)")
+    add("--save-every", type=int, metavar="N", help="save every N steps too, not only epochs")
     _add_place(train)
+
+
+def _add_method(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument
+    add("--method", help=f"{', '.join(METHODS)} (default: pgd)")
+    add("--eps", type=_number, help="radius of the l-infinity attack, pixels in [0, 1]")
+    add("--step-size", type=_number, help="length of a PGD step")
+    add("--steps", type=int, help="PGD steps")
+    add(
+        "--alpha",
+        type=_number,
+        help="the step of fgsm-rs (default: 1.25 eps), n-fgsm and free (default: eps)",
+    )
+    add("--beta", type=_number, help="weight of the divergence (default: trades 6, mart 5)")
+    add("--noise", type=_number, help="radius of n-fgsm's noise over eps (default: 2)")
+    add("--replays", type=int, help="times that free trains on a batch (default: 8)")
+    add("--label-smoothing", type=_number, help="of the cross-entropy (default: 0)")
+    add("--bn-mode", help=f"of the network in the attack: {', '.join(BN_MODES)} (default: eval)")
+    add("--early-stop", action="store_true", help="pgd: attack no further than misclassification")
+    add("--graph", action="store_true", help="run the attack as a CUDA graph")
+
+
+def _add_optimization(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument
+    add("--epochs", type=int, help="passes over the training images (default: 10)")
+    add("--batch-size", type=int, help="images per step, of all processes (default: 128)")
+    add("--accumulate", type=int, metavar="K", help="take each process's share in K parts")
+    add("--lr", type=_number, help="largest learning rate (default: 0.1)")
+    add("--schedule", help=f"{', '.join(SCHEDULES)} (default: cosine)")
+    add(
+        "--milestones",
+        type=_epochs,
+        metavar="EPOCHS",
+        help="of multistep, separated by commas (default: 40, 70 and 90%% of the epochs)",
+    )
+    add("--average", help=f"of the weights: {', '.join(AVERAGES)} (default: none)")
+    add("--ema-decay", type=_number, help="a step (default: 0.999)")
+    add("--swa-start", type=int, metavar="EPOCH", help="(default: after 75%% of the epochs)")
+
+
+def _add_computation(train: argparse.ArgumentParser) -> None:
+    add = train.add_argument
+    add("--amp", help=f"autocast: {', '.join(PRECISIONS)} (default: none)")
+    add("--channels-last", action="store_true", help="lay images and weights out channels last")
+    add("--compile", action="store_true", help="torch.compile what surrounds the stacks of blocks")
+    add("--sync-bn", action="store_true", help="batch statistics over all processes")
 
 
 def _add_evaluate(commands: Any) -> None:

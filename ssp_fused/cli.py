@@ -1,12 +1,14 @@
 """The command line: `ssp-fused info | train | evaluate | growth | convert`.
 
-Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130).
+Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130). On several GPUs or
+machines: `torchrun ... -m ssp_fused.cli train ...`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -28,9 +30,11 @@ from .adversarial import (
     fit,
     resume,
 )
-from .adversarial.config import checked_device
+from .adversarial.devices import checked_device
+from .adversarial.distributed import Ranks, joined
 from .adversarial.files import check_writable, write_json
 from .adversarial.growth import check_figure, draw_growth, run_labels
+from .adversarial.methods import description
 
 _RESUMABLE = ("data_dir", "device", "backend")
 
@@ -58,12 +62,19 @@ def guarded(run: Callable[[], None]) -> int:
     try:
         run()
     except KeyboardInterrupt as interrupt:
-        print(": ".join(filter(None, ("ssp-fused: interrupted", str(interrupt)))), file=sys.stderr)
+        told = filter(None, (f"{_name()}: interrupted", str(interrupt)))
+        print(": ".join(told), file=sys.stderr)
         return 130
     except Exception as error:  # a command line shows no traceback
-        print(f"ssp-fused: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{_name()}: error: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _name() -> str:
+    """The program, and which of torchrun's processes it is."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return f"ssp-fused (rank {os.environ['RANK']})" if several else "ssp-fused"
 
 
 def _one_line(error: Exception) -> str:
@@ -77,16 +88,25 @@ def _one_line(error: Exception) -> str:
 
 def _train(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if name != "command"}
-    if "resume" in given:
-        result = _resume(given)
-    else:
-        config = TrainConfig(**given).resolved()
+    with joined(given.get("device")) as ranks:
+        result = _resume(given) if "resume" in given else _fit(given, ranks)
+    if ranks.is_first:
+        _show_result(result)
+
+
+def _fit(given: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    config = TrainConfig(**given).resolved()
+    if ranks.is_first:
+        processes = f", {ranks.size} processes" if ranks.size > 1 else ""
         print(
             f"{config.model} on {config.data}, {config.blocks} blocks of width {config.width} per "
-            f"group; {_method(config)}; {config.device}; {config.out}",
+            f"group; {description(config)}; {config.device}{processes}; {config.out}",
             flush=True,
         )
-        result = fit(config)
+    return fit(config)
+
+
+def _show_result(result: dict[str, Any]) -> None:
     best = result["best"]
     robust = f", robust {best['val_robust']:.1%}" if "val_robust" in best else ""
     print(f"best epoch {best['epoch']}: validation clean {best['val_clean']:.1%}{robust}")
@@ -99,12 +119,6 @@ def _resume(given: dict[str, Any]) -> dict[str, Any]:
     if foreign:
         raise ValueError(f"{', '.join(foreign)}: not with --resume, a run keeps its settings")
     return resume(folder, **given)
-
-
-def _method(config: TrainConfig) -> str:
-    if config.method == "none":
-        return "clean training"
-    return f"PGD-{config.steps} training, eps {config.eps:.4g}, step {config.step_size:.4g}"
 
 
 def _settings(options: argparse.Namespace) -> EvaluationSettings:

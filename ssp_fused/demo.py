@@ -23,7 +23,7 @@ from . import available_backends, cli, data, models, use_backend
 from ._allocator import keep_freed_memory
 from .adversarial import TrainConfig, evaluate, fgsm, fit, load_checkpoint, pgd
 from .adversarial.checkpoint import BEST, LAST
-from .adversarial.config import checked_device
+from .adversarial.devices import checked_device
 from .adversarial.run import CONFIG, EVALUATION_BATCH, METRICS
 
 NETWORKS = {"res": "ResNet twin", "ssp2": "SSP-2", "ssp3": "SSP-3"}

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ssp_fused import data, models
 from ssp_fused.adversarial import evaluate, fgsm, margin_per_sample, pgd, train_epoch
-from ssp_fused.adversarial.attacks import _l2_noise
+from ssp_fused.adversarial.ascent import Steps
+from ssp_fused.adversarial.attacks import l2_noise
 from ssp_fused.adversarial.losses import clean_loss
 
 EPS = {"linf": 0.1, "l2": 0.7}
@@ -342,7 +343,9 @@ def test_generator_and_seed_reproduce() -> None:
 
 def test_l2_start_is_uniform_in_the_ball() -> None:
     x = torch.zeros(4000, 1, 1, 3)
-    noise = _l2_noise(x, 2.0, torch.Generator().manual_seed(0)).flatten(1)
+    noise = l2_noise(x, Steps("l2", 2.0, 0.1, 1, (0, 1)), torch.Generator().manual_seed(0)).flatten(
+        1
+    )
     radius = noise.norm(dim=1)
     assert radius.max() <= 2.0 * (1 + 1e-6)
     # In three dimensions the cube of the radius is uniform; its mean has deviation 0.005.
@@ -375,8 +378,10 @@ def test_autocast_keeps_the_images_in_full_precision() -> None:
 
 
 def test_callable_loss_sees_one_copy_of_the_batch() -> None:
-    model, (x, y) = small_network().eval().double(), batch()
-    x = x.double()  # the divergence of a network without training is near float32's noise
+    # In fp64: near its zero the divergence is lost in fp32's rounding.
+    model = small_network().double().eval()
+    x, y = batch()
+    x = x.double()
     clean = model(x).detach().softmax(dim=1)
     shapes = set()
 

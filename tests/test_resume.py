@@ -15,44 +15,24 @@ from typing import Any
 
 import pytest
 import torch
+from runs import (
+    BATCHES,
+    assert_same,
+    assert_same_run,
+    config,
+    ctrl_c,
+    raise_at,
+    stopped_at,
+    without_times,
+)
 from torch import nn
 
 import ssp_fused
 from ssp_fused import cli, data
-from ssp_fused.adversarial import TrainConfig, TrainingInterrupted, fit, resume
+from ssp_fused.adversarial import TrainingInterrupted, fit, resume
 from ssp_fused.adversarial import run as run_module
 from ssp_fused.adversarial import state as state_module
 from ssp_fused.adversarial.interrupts import Interrupts
-
-TIMES = ("seconds", "images_per_second")
-BATCHES = 4
-
-
-def config(out: Path, **changes: Any) -> TrainConfig:
-    small = {"blocks": 1, "width": 4, "epochs": 3, "batch_size": 32, "limit": 128, "steps": 1}
-    return TrainConfig(
-        **{"device": "cpu", "augment": "crop-flip", "out": str(out), **small, **changes}
-    )
-
-
-def raise_at(monkeypatch: pytest.MonkeyPatch, count: int, action: Callable[[], None]) -> None:
-    """Call `action` while the batch `count` (from 1, over all epochs of the process) is trained on."""
-    calls = 0
-    original = run_module._loss_function
-
-    def loss_function(state: state_module.TrainingState) -> Callable:
-        loss = original(state)
-
-        def counted(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == count:
-                action()
-            return loss(*arguments)
-
-        return counted
-
-    monkeypatch.setattr(run_module, "_loss_function", loss_function)
 
 
 @pytest.fixture(autouse=True)
@@ -61,55 +41,6 @@ def _listening() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def stopped_at(count: int, start: Callable[[], Any]) -> str:
-    """What the interrupt of `start` at a batch says."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        raise_at(monkeypatch, count, ctrl_c)
-        with pytest.raises(TrainingInterrupted) as caught:
-            start()
-    return str(caught.value)
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in (*TIMES, "out")}
-    return [without_times(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def assert_same(found: Any, expected: Any, where: str = "") -> None:
-    """Equal through and through: types, keys in their order, and the bits of tensors."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key in expected:
-            assert_same(found[key], expected[key], f"{where}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for index, pair in enumerate(zip(found, expected, strict=True)):
-            assert_same(*pair, f"{where}/{index}")
-    elif isinstance(expected, torch.Tensor):
-        assert found.dtype == expected.dtype and torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    names = sorted(path.name for path in expected.iterdir())
-    assert sorted(path.name for path in found.iterdir()) == names
-    for name in ("last.pt", "best.pt"):
-        states = (torch.load(folder / name, weights_only=True) for folder in (found, expected))
-        assert_same(*map(without_times, states), name)
-    lines = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in (found, expected)
-    )
-    assert_same(*map(without_times, lines), "metrics")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +81,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         {"method": "none", "schedule": "onecycle", "augment": "none"},
         {"norm": "group", "model": "ark", "momentum": 0.0},
         {"data": "digits", "network": "mnist"},
+        {"method": "free", "replays": 3},
+        {"method": "trades", "average": "ema", "schedule": "multistep"},
+        {"method": "n-fgsm", "average": "swa", "swa_start": 1, "amp": "bf16"},
     ],
 )
 def test_other_settings_go_on_too(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -160,8 +94,41 @@ def test_other_settings_go_on_too(tmp_path: Path, changes: dict[str, Any]) -> No
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(config(whole, **settings), splits, progress=False)
     stopped_at(2, lambda: fit(config(parts, **settings), splits, progress=False))
+    # At the end of an epoch, in its validation: what the epoch adds to an average is added once.
+    stopped_at(1, lambda: resume(parts, splits, progress=False))
     resume(parts, splits, progress=False)
     assert_same_run(parts, whole)
+
+
+def test_a_run_is_saved_between_epochs_too(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    folder = tmp_path / "run"
+    raise_at(monkeypatch, BATCHES + 4, crash)
+    with pytest.raises(MemoryError):
+        fit(config(folder, save_every=3), progress=False)
+    state = torch.load(folder / "last.pt", weights_only=True)
+    assert state["epoch"] == 1 and state["training"]["totals"]["batches"] == 3
+    monkeypatch.undo()
+    resume(folder, progress=False)
+    for name in ("last.pt", "best.pt"):
+        found, expected = (
+            torch.load(run / name, weights_only=True)["model"] for run in (folder, uninterrupted)
+        )
+        assert_same(found, expected)
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does(tmp_path: Path, uninterrupted: Path) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        raise_at(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            fit(config(tmp_path / "run"), progress=False)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resume(tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def enlarged(splits: data.ImageSplits) -> data.ImageSplits:
@@ -194,7 +161,7 @@ def test_random_numbers_of_the_network_go_on(
 def test_the_best_epoch_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.2, 0.4])
 
-    def scripted(model: nn.Module, batches: Any, _: TrainConfig) -> dict[str, float]:
+    def scripted(_: state_module.TrainingState, batches: Any) -> dict[str, float]:
         list(batches)
         return {"val_clean": 0.9, "val_robust": next(scores)}
 

@@ -27,7 +27,7 @@ from ssp_fused.adversarial import (
     train_epoch,
 )
 from ssp_fused.adversarial import run as run_module
-from ssp_fused.adversarial.config import build_network, network_spec
+from ssp_fused.adversarial.networks import build_network, network_spec
 
 ATTACK = {"eps": 0.1, "step_size": 0.05, "steps": 2}
 
@@ -213,7 +213,7 @@ def test_augmentation_differs_from_epoch_to_epoch(
 
     monkeypatch.setattr(data.ImageSet, "batches", spy)
     fit(config(tmp_path, augment="crop", limit=64), progress=False)
-    training = [options for options in seen if options]
+    training = [options for options in seen if "augment" in options]
     assert [options["augment"] for options in training] == ["crop", "crop"]
     assert all(options["drop_last"] and options["start"] == 0 for options in training)
     seeds = {options[name] for options in training for name in ("augment_seed", "shuffle_seed")}
@@ -267,7 +267,7 @@ def test_progress_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"image_size": 16}, "image_size: only for"),
         ({"download": True}, "download: there is nothing"),
-        ({"method": "trades"}, "method 'trades'; known: none, pgd"),
+        ({"method": "awp"}, "method 'awp'; known: none, pgd, trades, mart, fgsm-rs, n-fgsm, free"),
         ({"schedule": "step"}, "schedule 'step'"),
         ({"norm": "layer"}, "norm 'layer'; known: batch, group, instance"),
         ({"model": "vgg"}, "model 'vgg'; known: res"),

@@ -9,17 +9,28 @@ loss).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as torch_functional
 
-from .. import functional
+from .ascent import (
+    BN_MODES,
+    NORMS,
+    AttackLoss,
+    Objective,
+    Steps,
+    attack_mode,
+    attacked_module,
+    climb,
+    climb_in_graph,
+    climb_until_misclassified,
+    worst,
+)
 
-AttackLoss = Callable[[Tensor, Tensor], Tensor]
+Start = Callable[[Tensor, Steps, "torch.Generator | None"], Tensor]
 
 
 def cross_entropy_per_sample(logits: Tensor, y: Tensor) -> Tensor:
@@ -39,9 +50,6 @@ def margin_per_sample(logits: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, AttackLoss] = {"ce": cross_entropy_per_sample, "margin": margin_per_sample}
-_STEPS = {"linf": functional.linf_step, "l2": functional.l2_step}
-NORMS = tuple(_STEPS)
-BN_MODES = ("eval", "train")
 
 
 def fgsm(
@@ -112,6 +120,8 @@ def pgd(
     loss: str | AttackLoss = "ce",
     bounds: tuple[float, float] = (0.0, 1.0),
     bn_mode: str = "eval",
+    early_stop: bool = False,
+    graph: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Projected gradient ascent of the loss within a ball around x.
@@ -119,7 +129,9 @@ def pgd(
     Each step is `ssp_fused.functional.linf_step` or `l2_step`: step, projection onto the ball and
     clipping to the bounds. Only input gradients are computed: the parameters are frozen while the
     attack runs and get their `requires_grad` back afterwards, after an exception too; gradients
-    in `.grad` are not touched. Not for a model that other threads use meanwhile.
+    in `.grad` are not touched. Under autocast the images and the steps keep x's precision. Not for
+    a model that other threads use meanwhile. Inside DistributedDataParallel the wrapped module is
+    attacked, and nothing is exchanged.
 
     Args:
         model: maps images to logits `[N, num_classes]`.
@@ -142,6 +154,15 @@ def pgd(
             statistics are used, and running statistics move with each forward pass (`steps`,
             and one more per start where restarts > 1), as do other things that training mode
             turns on, dropout for one. Either way each module's own mode comes back exactly.
+        early_stop: a sample that is misclassified at its start, or after a step, stays there: it
+            leaves the batch, so that later steps cost less. No more samples are classified right
+            afterwards than without it; the losses of those misclassified may be smaller. Exact to
+            rounding: a convolution may sum otherwise in a smaller batch. Needs bn_mode "eval", and
+            waits for the device after each step.
+        graph: run all steps as one CUDA graph, captured at the first call and whenever something
+            that matters has changed (`GraphCache` says what), else replayed: the same results,
+            without the time of launching kernels from Python. Only for images on a CUDA device,
+            and a model whose forward pass does not synchronize with the host.
         generator: random numbers of the start, on the device of x; torch's default if None.
 
     Returns:
@@ -152,136 +173,127 @@ def pgd(
         TypeError: model is no Module, x is not floating point, or y not int64.
         ValueError: shapes or devices that do not fit; an unknown norm, loss or bn_mode; eps or
             step_size negative; steps or restarts below one; restarts without random starts; bounds
-            reversed; on the CPU, where looking costs no synchronization, also labels out of range
-            and images outside the bounds.
+            reversed; early_stop with bn_mode "train" or with graph; graph on a device without
+            CUDA; on the CPU, where looking costs no synchronization, also labels out of range and
+            images outside the bounds.
     """
-    loss_function = _check_choices(norm, loss, bn_mode)
-    _check_numbers(eps, step_size, steps, restarts, random_start, bounds)
-    _check_tensors(model, x, y, bounds, generator)
+    steps_taken = Steps(norm, eps, step_size, steps, tuple(bounds))
+    check_steps(steps_taken, bn_mode)
+    loss_function = _check_loss(loss)
+    _check_combination(restarts, random_start, bn_mode, early_stop, graph)
+    check_tensors(model, x, y, steps_taken.bounds, generator)
+    return attack(
+        model,
+        x,
+        y,
+        loss_function,
+        steps_taken,
+        _NOISE[norm] if random_start else None,
+        restarts=restarts,
+        bn_mode=bn_mode,
+        early_stop=early_stop,
+        graph=graph,
+        generator=generator,
+    )
+
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    loss: AttackLoss,
+    steps: Steps,
+    start: Start | None,
+    *,
+    restarts: int = 1,
+    bn_mode: str = "eval",
+    early_stop: bool = False,
+    graph: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`pgd` from any start on any target, its arguments not checked.
+
+    Args:
+        model: as in `pgd`, like all arguments not named here.
+        x: images `[N, ...]`.
+        target: what `loss` compares the logits with, `[N, ...]`; labels, where restarts > 1 or
+            with early_stop.
+        loss: from (logits `[N, num_classes]`, target) to losses `[N]`. With graph=True, one and
+            the same function every time.
+        steps: the steps, and what they are kept in.
+        start: from (x, steps, generator) to perturbations of x's shape; none if None.
+        restarts: number of starts.
+        bn_mode: "eval" or "train".
+        early_stop: misclassified samples leave the batch.
+        graph: replay a CUDA graph of all steps.
+        generator: random numbers of the start.
+    """
     if len(x) == 0:
         return x.detach().clone()
     # The samples of a batch are independent in eval mode only; there, restarts share one batch.
     rounds, copies = (1, restarts) if bn_mode == "eval" else (restarts, 1)
+    ascend = climb_in_graph if graph else climb_until_misclassified if early_stop else climb
+    model = attacked_module(model)
     # Attacks run under torch.no_grad() and torch.inference_mode() too: they differentiate for
     # themselves. Inference tensors cannot be saved for backward, their copies can.
     with torch.inference_mode(False), torch.enable_grad(), attack_mode(model, bn_mode):
-        x, y = (t.clone() if t.is_inference() else t.detach() for t in (x, y))
-        objective = _Objective(model, y, loss_function)
-        step = _STEPS[norm]
+        x, target = (t.clone() if t.is_inference() else t.detach() for t in (x, target))
+        objective = Objective(model, loss)
+        centre = torch.cat([x] * copies) if copies > 1 else x
         found = []
         for _ in range(rounds):
-            centre = torch.cat([x] * copies) if copies > 1 else x
-            if random_start:
-                noise = torch.cat([_NOISE[norm](x, eps, generator) for _ in range(copies)])
-                x_adv = (centre + noise).clamp_(*bounds)
+            if start is None:
+                first = centre.clone()
             else:
-                x_adv = centre.clone()
-            for _ in range(steps):
-                grad = objective.input_gradient(x_adv)
-                x_adv = step(x_adv, grad, centre, step_size=step_size, eps=eps, bounds=bounds)
-            found.append(x_adv)
-        return found[0] if restarts == 1 else _worst(objective, found, x, restarts)
+                noise = torch.cat([start(x, steps, generator) for _ in range(copies)])
+                first = (centre + noise).clamp_(*steps.bounds)
+            found.append(ascend(objective, steps, first, centre, target))
+        return found[0] if restarts == 1 else worst(objective, found, x, target)
 
 
-@contextmanager
-def attack_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
-    """Within it no parameter requires a gradient and the model is in eval or training mode.
-
-    Afterwards, also after an exception, `requires_grad` of each parameter and `training` of each
-    module are what they were.
-
-    Args:
-        model: the model to attack.
-        bn_mode: "eval" or "train".
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        model.train(bn_mode == "train")
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
+def linf_noise(x: Tensor, steps: Steps, generator: torch.Generator | None) -> Tensor:
+    """Uniform in the ball."""
+    return torch.empty_like(x).uniform_(-steps.eps, steps.eps, generator=generator)
 
 
-class _Objective:
-    """The per-sample losses that an attack climbs, for batches of whole copies of the labels."""
-
-    def __init__(self, model: nn.Module, y: Tensor, loss: AttackLoss) -> None:
-        self.model = model
-        self.y = y
-        self.loss = loss
-
-    def input_gradient(self, x_adv: Tensor) -> Tensor:
-        """Gradient of the summed losses at x_adv `[copies * N, ...]`."""
-        leaf = x_adv.detach().requires_grad_()
-        losses, _ = self(leaf)
-        (grad,) = torch.autograd.grad(losses.sum(), leaf)
-        return grad
-
-    def __call__(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and logits, `[copies * N]` and `[copies * N, num_classes]`."""
-        logits = self.model(x_adv)
-        count = len(self.y)
-        if logits.dim() != 2 or len(logits) != len(x_adv):
-            raise ValueError(
-                f"model must return logits [N, num_classes] with N = {len(x_adv)}, "
-                f"got shape {tuple(logits.shape)}"
-            )
-        if self.y.device.type == "cpu" and int(self.y.max()) >= logits.shape[1]:
-            raise ValueError(
-                f"y must be labels below num_classes = {logits.shape[1]}, got {int(self.y.max())}"
-            )
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        # A callable may hold tensors of N rows (clean logits, say), so it sees N rows at a time.
-        parts = [self.loss(part, self.y) for part in logits.split(count)]
-        for part in parts:
-            if part.shape != self.y.shape:
-                raise ValueError(
-                    f"loss must return one value per sample, shape {tuple(self.y.shape)}, got "
-                    f"{tuple(part.shape)}"
-                )
-        return torch.cat(parts) if len(parts) > 1 else parts[0], logits
-
-
-@torch.no_grad()
-def _worst(objective: _Objective, found: list[Tensor], x: Tensor, restarts: int) -> Tensor:
-    """Each sample's worst among its restarts: misclassified before not, then the largest loss."""
-    scores, wrong = [], []
-    for x_adv in found:
-        losses, logits = objective(x_adv)
-        scores.append(losses.view(-1, len(x)))
-        wrong.append(logits.argmax(dim=1).view(-1, len(x)) != objective.y)
-    score, fooled = torch.cat(scores), torch.cat(wrong)
-    score = score.masked_fill(fooled.any(dim=0) & ~fooled, -math.inf)
-    row = score.argmax(dim=0) * len(x) + torch.arange(len(x), device=x.device)
-    return torch.empty_like(x).copy_(torch.cat(found)[row])
-
-
-def _linf_noise(x: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
-    return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
-
-
-def _l2_noise(x: Tensor, eps: float, generator: torch.Generator | None) -> Tensor:
+def l2_noise(x: Tensor, steps: Steps, generator: torch.Generator | None) -> Tensor:
     """Uniform in the ball: a uniform direction, and a radius whose d-th power is uniform."""
     direction = torch.empty_like(x).normal_(generator=generator).flatten(1)
     radius = x.new_empty(len(x), 1).uniform_(generator=generator) ** (1 / direction.shape[1])
-    return (direction * (eps * radius / direction.norm(dim=1, keepdim=True))).view_as(x)
+    return (direction * (steps.eps * radius / direction.norm(dim=1, keepdim=True))).view_as(x)
 
 
-_NOISE = {"linf": _linf_noise, "l2": _l2_noise}
+_NOISE: dict[str, Start] = {"linf": linf_noise, "l2": l2_noise}
 
 
-def _check_choices(norm: str, loss: str | AttackLoss, bn_mode: str) -> AttackLoss:
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
-    if bn_mode not in BN_MODES:
-        raise ValueError(f"unknown bn_mode {bn_mode!r}; known: {', '.join(BN_MODES)}")
+def check_steps(steps: Steps, bn_mode: str) -> None:
+    """Names and numbers of an attack.
+
+    Raises:
+        TypeError, ValueError: as `pgd`.
+    """
+    for name, value, known in (("norm", steps.norm, NORMS), ("bn_mode", bn_mode, BN_MODES)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    for name, value in (("eps", steps.eps), ("step_size", steps.size)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    _check_count("steps", steps.count)
+    bounds = steps.bounds
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must be (low, high) with low < high, got {bounds}")
+
+
+def _check_count(name: str, count: int) -> None:
+    if not isinstance(count, int):
+        raise TypeError(f"{name} must be an integer, got {type(count).__name__}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def _check_loss(loss: str | AttackLoss) -> AttackLoss:
     if callable(loss):
         return loss
     if loss not in LOSSES:
@@ -289,37 +301,30 @@ def _check_choices(norm: str, loss: str | AttackLoss, bn_mode: str) -> AttackLos
     return LOSSES[loss]
 
 
-def _check_numbers(
-    eps: float,
-    step_size: float,
-    steps: int,
-    restarts: int,
-    random_start: bool,
-    bounds: tuple[float, float],
+def _check_combination(
+    restarts: int, random_start: bool, bn_mode: str, early_stop: bool, graph: bool
 ) -> None:
-    for name, value in (("eps", eps), ("step_size", step_size)):
-        if not isinstance(value, Real):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
-    for name, count in (("steps", steps), ("restarts", restarts)):
-        if not isinstance(count, int):
-            raise TypeError(f"{name} must be an integer, got {type(count).__name__}")
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+    _check_count("restarts", restarts)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts = {restarts} needs random_start: all starts would be the same")
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be (low, high) with low < high, got {tuple(bounds)}")
+    if early_stop and bn_mode == "train":
+        raise ValueError("early_stop must go with bn_mode 'eval': 'train' couples the samples")
+    if early_stop and graph:
+        raise ValueError("early_stop must go without graph: the batch that is left changes size")
 
 
-def _check_tensors(
+def check_tensors(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
     bounds: tuple[float, float],
     generator: torch.Generator | None,
 ) -> None:
+    """Model, images and labels of an attack.
+
+    Raises:
+        TypeError, ValueError: as `pgd`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not x.is_floating_point():

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .config import TrainConfig, build_network
+from .config import TrainConfig
 from .files import replace_file
+from .networks import build_network
 
 BEST, LAST = "best.pt", "last.pt"
 _KEYS = ("model", "network", "config", "epoch", "metrics")

@@ -1,103 +1,32 @@
-"""What a training run is made of: its settings, their defaults per data set, its network."""
+"""The settings of a training run."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from .. import models
-from .._backends import use_backend
-from ..data import AUGMENTATIONS, FOLDER_PREFIX, ImageSplits
+from ..data import AUGMENTATIONS, FOLDER_PREFIX
 from ..nn import NORMS
-
-METHODS = ("none", "pgd")
-SCHEDULES = ("cosine", "onecycle")
-
+from .ascent import BN_MODES
+from .averaging import AVERAGES, EMA, SWA
+from .defaults import data_defaults
+from .devices import checked_device
+from .methods import FREE, METHODS, own_settings
+from .networks import NETWORKS
+from .precision import PRECISIONS
+from .schedules import MULTISTEP, SCHEDULES, default_milestones
 
 # Where a run is continued or evaluated may differ from where it began; all other settings are its own.
 PLACE = ("data_dir", "download", "device", "backend", "out")
-
-
-@dataclass(frozen=True)
-class DataDefaults:
-    """Settings that follow from the data set where the caller leaves them open.
-
-    Attributes:
-        network: key of `NETWORKS`.
-        blocks, width: size of the network.
-        eps, step_size, steps: the l-infinity training attack, in units of pixels in [0, 1].
-        augment: of `ssp_fused.data.AUGMENTATIONS`.
-        side: height and width of the images, unless the caller has them resized.
-    """
-
-    network: str
-    blocks: int
-    width: int
-    eps: float
-    step_size: float
-    steps: int
-    augment: str
-    side: int
-
-
-def _coloured(network: str, eps: int, step_size: int, steps: int, side: int) -> DataDefaults:
-    return DataDefaults(network, 6, 16, eps / 255, step_size / 255, steps, "crop-flip", side)
-
-
-# eps and step size are the published ones of MNIST, Fashion-MNIST, CIFAR-10 and Tiny ImageNet.
-DEFAULTS = {
-    "digits": DataDefaults("cifar", 2, 16, 0.15, 0.04, 7, "none", 8),
-    "mnist": DataDefaults("mnist", 3, 64, 0.3, 0.05, 7, "none", 28),
-    "fashion-mnist": DataDefaults("mnist", 3, 64, 0.1, 0.02, 7, "none", 28),
-    "cifar10": _coloured("cifar", 8, 2, 7, side=32),
-    "cifar100": _coloured("cifar", 8, 2, 7, side=32),
-    "tiny-imagenet": _coloured("tiny_imagenet", 4, 1, 5, side=64),
-}
-_FOLDER_DEFAULTS = _coloured("cifar", 8, 2, 7, side=32)
-
-
-def data_defaults(data: str) -> DataDefaults:
-    """The defaults of a data set, by its name or as "folder:PATH".
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if data.startswith(FOLDER_PREFIX):
-        return _FOLDER_DEFAULTS
-    if data not in DEFAULTS:
-        known = ", ".join((*DEFAULTS, f"{FOLDER_PREFIX}PATH"))
-        raise ValueError(f"unknown data set {data!r}; known: {known}")
-    return DEFAULTS[data]
-
-
-@dataclass(frozen=True)
-class NetworkKind:
-    """A kind of network that runs can train.
-
-    Attributes:
-        build: of `ssp_fused.models`.
-        groups: number of groups of blocks, each of which can have its scheme.
-        smallest: the least height and width of images that its subsampling leaves something of.
-    """
-
-    build: Callable[..., nn.Module]
-    groups: int
-    smallest: int
-
-
-NETWORKS = {
-    "cifar": NetworkKind(models.sspnet_cifar, groups=3, smallest=4),
-    "mnist": NetworkKind(models.sspnet_mnist, groups=1, smallest=10),
-    "tiny_imagenet": NetworkKind(models.sspnet_tiny_imagenet, groups=4, smallest=8),
-}
+_COUNTS = (
+    *("blocks", "width", "steps", "epochs", "batch_size", "limit", "image_size"),
+    *("replays", "accumulate", "save_every"),
+)
+_SIZES = ("eps", "step_size", "momentum", "weight_decay", "alpha", "beta", "noise")
 
 
 @dataclass(frozen=True)
@@ -112,11 +41,33 @@ class TrainConfig:
         network: kind of network, one of "cifar", "mnist" and "tiny_imagenet".
         model: a published name, a scheme, or comma-separated schemes, one per group.
         blocks, width, norm: of the network.
-        method: "none" (clean training) or "pgd" (PGD adversarial training).
-        eps, step_size, steps: the training attack (l-infinity), in units of pixels in [0, 1].
-        epochs, batch_size, lr, momentum, weight_decay: SGD with Nesterov momentum; lr is the
-            largest learning rate of the schedule.
-        schedule: "cosine" or "onecycle", stepped every batch.
+        method: of `METHODS`: "none" (clean training), "pgd", "trades", "mart", "fgsm-rs", "n-fgsm"
+            or "free".
+        eps, step_size, steps: the l-infinity PGD attack, in units of pixels in [0, 1], of training
+            (pgd, trades, mart) and of validation (all but "none").
+        alpha: step of the methods that take one step (None: 1.25 eps with fgsm-rs, else eps).
+        beta: weight of the divergence (None: 6 with trades, 5 with mart).
+        noise: radius of n-fgsm's noise, in units of eps (None: 2).
+        replays: how many times in a row free trains on a batch (None: 8).
+        label_smoothing: of the cross-entropy that is trained on.
+        bn_mode: mode of the network in the training attack, "eval" or "train".
+        early_stop: with pgd, attack no sample further than to its misclassification.
+        graph: run the training attack as a CUDA graph.
+        epochs, lr, momentum, weight_decay: SGD with Nesterov momentum; lr is the largest learning
+            rate of the schedule.
+        batch_size: images per step of the optimizer, of all processes together.
+        accumulate: in how many parts, one after another, a process takes its share of a batch.
+        schedule: "cosine", "onecycle" or "multistep", stepped every batch.
+        milestones: with "multistep", the epochs after which the rate falls to a tenth (None: after
+            40, 70 and 90% of them).
+        average: "none", or the average of weights that is validated and kept: "ema" (exponential,
+            `ema_decay` a step) or "swa" (equal weights of all epochs from `swa_start` on; None:
+            from three quarters of them on).
+        amp: "none", "bf16" or "fp16": autocast in training. Validation is in full precision.
+        channels_last: lay images and weights out channels last.
+        compile: compile what surrounds the stacks of blocks with torch.compile.
+        sync_bn: batch statistics over all processes, not over each one's share.
+        save_every: save last.pt every so many steps too (None: at the end of epochs).
         seed: of initialization, data order and attacks.
         device: where to compute (None: a GPU if there is one, else the CPU).
         backend: which implementation of the layers (None: the one chosen by `use_backend` or the
@@ -139,12 +90,30 @@ class TrainConfig:
     eps: float | None = None
     step_size: float | None = None
     steps: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    noise: float | None = None
+    replays: int | None = None
+    label_smoothing: float = 0.0
+    bn_mode: str = "eval"
+    early_stop: bool = False
+    graph: bool = False
     epochs: int = 10
     batch_size: int = 128
+    accumulate: int = 1
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"
+    milestones: tuple[int, ...] | None = None
+    average: str = "none"
+    ema_decay: float | None = None
+    swa_start: int | None = None
+    amp: str = "none"
+    channels_last: bool = False
+    compile: bool = False
+    sync_bn: bool = False
+    save_every: int | None = None
     seed: int = 0
     device: str | None = None
     backend: str | None = None
@@ -166,8 +135,28 @@ class TrainConfig:
             out=self.out or f"runs/{self._run_name()}",
         )
         filled._check_names()
+        filled = replace(filled, **own_settings(filled), **filled._schedule_settings())
         filled._check_numbers()
+        filled._check_place()
         return filled
+
+    def _schedule_settings(self) -> dict[str, Any]:
+        """Milestones and averaging, where they are left open.
+
+        Raises:
+            ValueError: one of them was given where there is no use for it.
+        """
+        found = {}
+        for name, needs, chosen, default in (
+            ("milestones", MULTISTEP, self.schedule, default_milestones(self.epochs)),
+            ("ema_decay", EMA, self.average, 0.999),
+            ("swa_start", SWA, self.average, 3 * self.epochs // 4 + 1),
+        ):
+            if getattr(self, name) is None:
+                found |= {name: default} if needs == chosen else {}
+            elif needs != chosen:
+                raise ValueError(f"{name} must go with {needs!r}, got {chosen!r}")
+        return found
 
     def _run_name(self) -> str:
         """What tells runs apart, as a file name."""
@@ -184,6 +173,9 @@ class TrainConfig:
             ("norm", NORMS),
             ("augment", AUGMENTATIONS),
             ("network", NETWORKS),
+            ("bn_mode", BN_MODES),
+            ("average", AVERAGES),
+            ("amp", PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
@@ -191,15 +183,41 @@ class TrainConfig:
         models.resolve_scheme(self.model, NETWORKS[self.network].groups)
 
     def _check_numbers(self) -> None:
-        for name in ("blocks", "width", "steps", "epochs", "batch_size", "limit", "image_size"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("eps", "step_size", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in _SIZES:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, got {value}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}")
+        for name, epochs in (("milestones", self.milestones), ("swa_start", (self.swa_start,))):
+            for epoch in epochs or ():
+                if epoch is not None and not 1 <= epoch <= self.epochs:
+                    raise ValueError(f"{name} must be within the {self.epochs} epochs, got {epoch}")
+
+    def _check_place(self) -> None:
+        on_cpu = self.device.startswith("cpu")
+        if self.graph and on_cpu:
+            raise ValueError(f"graph must go with a cuda device, got {self.device!r}")
+        if self.graph and self.early_stop:
+            raise ValueError("early_stop must go without graph")
+        if self.early_stop and self.bn_mode != "eval":
+            raise ValueError(f"early_stop must go with bn_mode 'eval', got {self.bn_mode!r}")
+        if self.method == FREE and self.accumulate > 1:
+            raise ValueError(f"accumulate must be 1 with method 'free', got {self.accumulate}")
+        if self.channels_last and on_cpu and self.network != "mnist" and self.width < 8:
+            # torch 2.13's backward of a 1x1 convolution with stride 2 and fewer than 8 input
+            # channels corrupts memory in this layout.
+            raise ValueError(
+                f"width must be at least 8 with channels_last on a CPU, got {self.width}"
+            )
 
     def at(
         self,
@@ -248,77 +266,8 @@ class TrainConfig:
         Raises:
             ValueError: a key that is no setting.
         """
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         foreign = sorted(set(values) - {field.name for field in fields(cls)})
         if foreign:
             raise ValueError(f"not settings of a training run: {', '.join(foreign)}")
         return cls(**values)
-
-
-def checked_device(name: str | None) -> str:
-    """The name of a usable device; None means a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: {name!r} is no device of torch") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name!r} is not here, torch sees {torch.cuda.device_count()}")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {name!r}")
-    return name
-
-
-def chosen_backend(name: str | None) -> AbstractContextManager[object]:
-    """A context with the named implementation of the layers; None leaves the choice alone."""
-    return nullcontext() if name is None else use_backend(name)
-
-
-def network_spec(config: TrainConfig, splits: ImageSplits) -> dict[str, Any]:
-    """What `build_network` needs to make the run's network again, without its data; JSON types.
-
-    Raises:
-        ValueError: the images are too small for the network.
-    """
-    kind = NETWORKS[config.network]
-    channels, height, width = splits.image_shape
-    if min(height, width) < kind.smallest:
-        raise ValueError(
-            f"network {config.network!r} takes images of at least {kind.smallest}x{kind.smallest} "
-            f"pixels, those of {config.data} are {height}x{width}"
-        )
-    return {
-        "network": config.network,
-        "arguments": {
-            "scheme": list(models.resolve_scheme(config.model, kind.groups)),
-            "blocks": config.blocks,
-            "norm": config.norm,
-            "width": config.width,
-            "num_classes": splits.num_classes,
-            "in_channels": channels,
-            "mean": list(splits.mean),
-            "std": list(splits.std),
-        },
-    }
-
-
-def build_network(spec: dict[str, Any]) -> nn.Module:
-    """The network of a `network_spec`.
-
-    Raises:
-        ValueError: an unknown network.
-        TypeError: arguments that it does not take.
-    """
-    name = spec.get("network")
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
-    network = NETWORKS[name].build(**spec.get("arguments", {}))
-    if name == "mnist":
-        # Faster on CPUs. Not for the others: on CPUs, torch 2.13's backward of a 1x1 convolution
-        # with stride 2 and fewer than 8 input channels corrupts memory in this layout.
-        network = network.to(memory_format=torch.channels_last)
-    return network

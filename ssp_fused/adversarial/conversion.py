@@ -25,8 +25,10 @@ from .checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from .config import NETWORKS, build_network, chosen_backend, data_defaults
+from .defaults import data_defaults
+from .devices import chosen_backend
 from .files import check_writable
+from .networks import NETWORKS, build_network
 from .training import eval_mode
 
 # Name of the data set in the published code, and here.

@@ -16,8 +16,10 @@ from .._backends import select
 from .._version import __version__
 from ..functional import BLOCK_OPS
 from .checkpoint import checkpoint_path, load_checkpoint
-from .config import NETWORKS, TrainConfig, checked_device, chosen_backend
+from .config import TrainConfig
+from .devices import checked_device, chosen_backend
 from .named import named_attacks
+from .networks import NETWORKS
 from .run import EVALUATION_BATCH
 from .training import evaluate
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..nn import SSPStack
 from .checkpoint import BEST, LAST
-from .config import chosen_backend
+from .devices import chosen_backend
 from .evaluation import EvaluatedNetwork, EvaluationSettings
 from .files import replace_file
 from .training import Attack, Batches, eval_mode

@@ -1,4 +1,4 @@
-"""Losses: per-sample ones that an attack climbs, and training losses usable in anyone's loop."""
+"""Training losses usable in anyone's loop: cross-entropy on images, and on PGD examples of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .ascent import full_precision
 from .attacks import pgd
 
 
@@ -16,7 +17,7 @@ class TrainingLoss(NamedTuple):
     """What a training loss returns.
 
     Attributes:
-        loss: scalar, to call `.backward()` on.
+        loss: scalar, the mean over the images, to call `.backward()` on.
         logits: `[N, num_classes]`, detached, of the images trained on (x, or its attacked copy).
     """
 
@@ -27,16 +28,20 @@ class TrainingLoss(NamedTuple):
 LossFunction = Callable[[nn.Module, Tensor, Tensor], TrainingLoss]
 
 
-def clean_loss(model: nn.Module, x: Tensor, y: Tensor) -> TrainingLoss:
+def clean_loss(
+    model: nn.Module, x: Tensor, y: Tensor, *, label_smoothing: float = 0.0
+) -> TrainingLoss:
     """Cross-entropy on the images as they are.
 
     Args:
         model: maps images to logits `[N, num_classes]`; called in the mode it is in.
         x: images `[N, C, H, W]`.
         y: labels `[N]`, int64.
+        label_smoothing: share of the target that all classes get alike (Szegedy et al., CVPR
+            2016); 0 to 1.
     """
-    logits = model(x)
-    loss = functional.cross_entropy(logits, y)
+    logits = full_precision(model(x))
+    loss = functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
     return TrainingLoss(loss, logits.detach())
 
 
@@ -50,8 +55,11 @@ def pgd_loss(
     steps: int,
     norm: str = "linf",
     random_start: bool = True,
+    label_smoothing: float = 0.0,
     bounds: tuple[float, float] = (0.0, 1.0),
     bn_mode: str = "eval",
+    early_stop: bool = False,
+    graph: bool = False,
     generator: torch.Generator | None = None,
 ) -> TrainingLoss:
     """Cross-entropy on PGD examples of the current model (Madry et al., ICLR 2018).
@@ -69,8 +77,11 @@ def pgd_loss(
         steps: number of steps.
         norm: "linf" or "l2".
         random_start: start at a random point of the ball.
+        label_smoothing: of the loss, not of the attack's; as in `clean_loss`.
         bounds: smallest and largest pixel value.
         bn_mode: "eval" or "train".
+        early_stop: a sample that is misclassified is attacked no further.
+        graph: replay the attack as a CUDA graph.
         generator: random numbers of the start, on the device of x.
     """
     x_adv = pgd(
@@ -84,6 +95,8 @@ def pgd_loss(
         random_start=random_start,
         bounds=bounds,
         bn_mode=bn_mode,
+        early_stop=early_stop,
+        graph=graph,
         generator=generator,
     )
-    return clean_loss(model, x_adv, y)
+    return clean_loss(model, x_adv, y, label_smoothing=label_smoothing)

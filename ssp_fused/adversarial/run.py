@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from ..data import ImageSet, ImageSplits, load
 from .attacks import pgd
 from .checkpoint import BEST, LAST, missing_keys, read_tensors, save_checkpoint
-from .config import TrainConfig, checked_device, chosen_backend, network_spec
+from .config import TrainConfig
+from .devices import checked_device, chosen_backend
+from .distributed import Ranks, is_lost_peer
+from .fast import replayed
 from .files import write_json, write_text
 from .interrupts import Interrupts, TrainingInterrupted
-from .losses import LossFunction, clean_loss, pgd_loss
+from .methods import CLEAN
+from .networks import network_spec
 from .progress import Progress
 from .state import TrainingState, derived_seed, seeded_generator
-from .training import Batches, EpochResult, evaluate, train_epoch
+from .training import Batches, EpochResult, RunningTotals, evaluate, train_epoch
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 EVALUATION_BATCH = 500
 # A validation set cut down with the training set stays large enough to choose by.
 _MIN_LIMITED_VALIDATION = 100
-_ORDER, _AUGMENT, _VALIDATION = "order", "augment", "validation"
+_ORDER, _STATISTICS, _AUGMENT, _VALIDATION = "order", "statistics", "augment", "validation"
 
 
 def fit(
@@ -43,6 +48,11 @@ def fit(
     from which `resume` goes on. Ctrl-C (in the main thread) ends the run after the batch at hand,
     with its state saved there; a second one at once, leaving the state of the last epoch's end.
 
+    Where torch.distributed's default process group is initialized (`joined`), the run is that of
+    all its processes: each takes its part of every batch and of the validation images, attacks
+    with random numbers of its own, and the first one writes and prints. Which images are in which
+    batch does not depend on the number of processes.
+
     Args:
         config: settings; `resolved` is applied to them.
         splits: the data; loaded by its name if None.
@@ -57,7 +67,8 @@ def fit(
         TrainingInterrupted: after Ctrl-C.
     """
     config = config.resolved()
-    if (Path(config.out) / CONFIG).exists():
+    # Asked by all before the first process writes it.
+    if Ranks.current().any((Path(config.out) / CONFIG).exists()):
         raise ValueError(
             f"out: {config.out} already holds a training run; to go on with it: "
             f"{_resume_command(config.out)}"
@@ -78,7 +89,9 @@ def resume(
     """Go on with a run that was stopped, from the state in its last.pt.
 
     On the CPU, with the same thread count, the result has the same bits as that of a run that was
-    not stopped, but for the times.
+    not stopped, but for the times; with several processes, where there are as many as before and
+    their running statistics are the same (sync_bn, group norms). There may be more or fewer
+    processes than before, random numbers are then new.
 
     Args:
         run_dir: the run folder.
@@ -132,23 +145,23 @@ def _read_run(folder: Path) -> tuple[TrainConfig, dict[str, Any]]:
 
 
 class _Run:
-    """A training run in its folder."""
+    """A training run in its folder, as one of its processes sees it."""
 
     def __init__(self, config: TrainConfig, splits: ImageSplits | None, progress: bool) -> None:
         self.config = config
         self.out = Path(config.out)
-        self.progress = progress
+        self.ranks = Ranks.current()
+        self.progress = progress and self.ranks.is_first
         if splits is None:
-            splits = load(
-                config.data,
-                config.data_dir,
-                download=config.download,
-                image_size=config.image_size,
-            )
-        self.train, self.val = _training_data(config, splits, progress)
+            splits = _loaded(config, self.ranks)
+        self.train, self.val = _training_data(config, splits, self.progress)
         self.batches = self.train.batch_count(config.batch_size, drop_last=True)
+        _check_processes(config, min(config.batch_size, len(self.train)), self.ranks)
+        self.replays = config.replays or 1
+        self.steps = self.batches * self.replays
         self.images = {"train": len(self.train), "val": len(self.val)}
-        self.state = TrainingState(config, network_spec(config, splits), self.batches)
+        spec = network_spec(config, splits)
+        self.state = TrainingState(config, spec, self.steps, self.ranks)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
@@ -170,12 +183,12 @@ class _Run:
         if self.state.epoch > self.config.epochs:
             return f"{self.out} is finished: all {self.config.epochs} epochs are trained"
         done = self.state.totals.batches
-        return f"going on with epoch {self.state.epoch} after batch {done} of {self.batches}"
+        return f"going on with epoch {self.state.epoch} after batch {done} of {self.steps}"
 
     def finish(self) -> dict[str, Any]:
         """Train what is left of the run."""
         state = self.state
-        images = self.batches * min(self.config.batch_size, len(self.train))
+        images = self.steps * min(self.config.batch_size, len(self.train))
         report = Progress(
             self.config.epochs,
             images,
@@ -184,9 +197,10 @@ class _Run:
             images=len(state.history) * images + state.totals.images,
         )
         with report, Interrupts() as interrupts:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_json(self.out / CONFIG, self.config.to_dict())
-            self._write_results()
+            if self.ranks.is_first:
+                self.out.mkdir(parents=True, exist_ok=True)
+                write_json(self.out / CONFIG, self.config.to_dict())
+                self._write_results()
             try:
                 while state.epoch <= self.config.epochs:
                     self._train_epoch(interrupts, report)
@@ -194,8 +208,12 @@ class _Run:
                 self._save()
                 raise TrainingInterrupted(
                     f"stopped in epoch {state.epoch} after batch {state.totals.batches} of "
-                    f"{self.batches}, state saved; to go on: {_resume_command(self.out)}"
+                    f"{self.steps}, state saved; to go on: {_resume_command(self.out)}"
                 ) from None
+            except RuntimeError as error:
+                if self.ranks.size > 1 and is_lost_peer(error):
+                    raise RuntimeError(self._without_peer(error)) from error
+                raise
         history = state.history
         return {
             "best": history[state.best - 1],
@@ -204,38 +222,72 @@ class _Run:
             "out": str(self.out),
         }
 
+    def _without_peer(self, error: RuntimeError) -> str:
+        saved = "nothing is saved yet"
+        if (self.out / LAST).exists():
+            saved = f"to go on from the last saved state: {_resume_command(self.out)}"
+        reason = str(error).split("\n")[0].split(". ")[0]
+        return (
+            f"another of the {self.ranks.size} processes is gone in epoch {self.state.epoch}; "
+            f"{saved} ({reason})"
+        )
+
     def _train_epoch(self, interrupts: Interrupts, report: Progress) -> None:
         config, state = self.config, self.state
-        batches = self.train.batches(
-            config.batch_size,
-            shuffle_seed=derived_seed(config.seed, _ORDER, state.epoch),
-            drop_last=True,
-            start=state.totals.batches,
-            augment=config.augment,
-            augment_seed=derived_seed(config.seed, _AUGMENT, state.epoch),
-        )
-        result = train_epoch(
-            state.model,
-            interrupts.watch(batches),
+
+        def on_batch(images: int, totals: RunningTotals) -> None:
+            state.end_step()
+            report.on_batch(images * self.ranks.size, totals)
+            if config.save_every is not None and totals.batches % config.save_every == 0:
+                self._save()
+
+        train_epoch(
+            state.parallel,
+            interrupts.watch(self._training_batches(_ORDER, state.totals.batches), self.ranks.any),
             state.optimizer,
-            _loss_function(state),
+            state.loss,
             scheduler=state.scheduler,
-            on_batch=report.on_batch,
+            accumulate=config.accumulate,
+            precision=state.precision,
+            on_batch=on_batch,
             totals=state.totals,
         )
+        result = state.totals.over(self.ranks).result()
         if not math.isfinite(result.loss):
             raise FloatingPointError(
                 f"training diverged: the loss of epoch {state.epoch} is {result.loss}; "
                 "a smaller lr may help"
             )
-        val = interrupts.watch(self.val.batches(EVALUATION_BATCH))
-        state.end_epoch(_metrics(state, result, _validate(state.model, val, config)))
+        state.end_training(partial(self._training_batches, _STATISTICS))
+        val = self.val.batches(EVALUATION_BATCH, part=self.ranks.part)
+        validation = _validate(state, interrupts.watch(val, self.ranks.any))
+        state.end_epoch(_metrics(state, result, validation))
         self._save()
-        self._write_results()
-        report.on_epoch(state.history[-1], is_best=state.is_best)
+        if self.ranks.is_first:
+            self._write_results()
+            report.on_epoch(state.history[-1], is_best=state.is_best)
+
+    def _training_batches(self, purpose: str, done: int = 0) -> Batches:
+        """This process's parts of an epoch's batches, each as often as it is trained on."""
+        config, epoch = self.config, self.state.epoch
+        start, replay = divmod(done, self.replays)
+        batches = self.train.batches(
+            config.batch_size,
+            shuffle_seed=derived_seed(config.seed, purpose, epoch),
+            drop_last=True,
+            start=start,
+            augment=config.augment,
+            augment_seed=derived_seed(config.seed, f"{purpose} {_AUGMENT}", epoch),
+            part=self.ranks.part,
+        )
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        laid_out = ((x.contiguous(memory_format=layout), y) for x, y in batches)
+        return replayed(laid_out, self.replays, replay)
 
     def _save(self) -> None:
-        save_checkpoint(self.out / LAST, {**self.state.state_dict(), "images": self.images})
+        state = {**self.state.state_dict(), "images": self.images}
+        if self.ranks.is_first:
+            save_checkpoint(self.out / LAST, state)
 
     def _write_results(self) -> None:
         """Bring best.pt and metrics.jsonl to what last.pt holds, from which they can be made."""
@@ -249,6 +301,28 @@ def _resume_command(folder: str | Path) -> str:
     return f"ssp-fused train --resume {shlex.quote(str(folder))}"
 
 
+def _loaded(config: TrainConfig, ranks: Ranks) -> ImageSplits:
+    """The data; files that are missing are fetched by one process."""
+    with ranks.first_before_others() if config.download else nullcontext():
+        return load(
+            config.data,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+        )
+
+
+def _check_processes(config: TrainConfig, images: int, ranks: Ranks) -> None:
+    if ranks.size > 1 and torch.device(config.device).index is not None:
+        raise ValueError(
+            f"device must be cpu or cuda with several processes, got {config.device!r}"
+        )
+    if images % ranks.size:
+        raise ValueError(
+            f"batch_size must divide among {ranks.size} processes, got batches of {images} images"
+        )
+
+
 def _training_data(
     config: TrainConfig, splits: ImageSplits, progress: bool
 ) -> tuple[ImageSet, ImageSet]:
@@ -259,12 +333,6 @@ def _training_data(
         if progress:
             print(f"limited to {len(train)} training and {len(val)} validation images", flush=True)
     return train.to(config.device), val.to(config.device)
-
-
-def _loss_function(state: TrainingState) -> LossFunction:
-    if state.config.method == "none":
-        return clean_loss
-    return partial(pgd_loss, **state.config.attack(), generator=state.attack_generator)
 
 
 def _metrics(
@@ -281,11 +349,12 @@ def _metrics(
     }
 
 
-def _validate(model: nn.Module, batches: Batches, config: TrainConfig) -> dict[str, float]:
+def _validate(state: TrainingState, batches: Batches) -> dict[str, float]:
     """Accuracies to choose by; the attack starts from the same points in every epoch."""
-    if config.method == "none":
-        return {"val_clean": evaluate(model, batches)["clean"]}
-    generator = seeded_generator(config, _VALIDATION, 0)
+    config, ranks = state.config, state.ranks
+    if config.method == CLEAN:
+        return {"val_clean": evaluate(state.evaluated, batches, ranks=ranks)["clean"]}
+    generator = seeded_generator(config, _VALIDATION, ranks.rank)
     attack = partial(pgd, **config.attack(), generator=generator)
-    accuracies = evaluate(model, batches, {"robust": attack})
+    accuracies = evaluate(state.evaluated, batches, {"robust": attack}, ranks=ranks)
     return {f"val_{name}": accuracies[name] for name in ("clean", "robust")}

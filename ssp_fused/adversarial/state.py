@@ -3,45 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from .config import TrainConfig, build_network
-from .training import RunningTotals
+from .averaging import EMA, averaged_model, end_epoch
+from .config import TrainConfig
+from .distributed import Ranks
+from .methods import CLEAN, FREE, loss_function
+from .networks import build_network
+from .precision import Precision
+from .schedules import optimizer_and_schedule
+from .training import Batches, RunningTotals
 
-_ATTACK = "attack"
+_ATTACK, _TORCH = "attack", "torch"
 
 
 class TrainingState:
     """Network, optimizer, schedule, random numbers, and where in which epoch the run is.
 
     Loading what `state_dict` returned, between two batches or two epochs, continues the run: on
-    the CPU with the same bits as if nothing had happened.
+    the CPU with the same bits as if nothing had happened, where there are as many processes as
+    before, and their running statistics are the same (one process, sync_bn, group norms).
 
     Attributes:
-        model, optimizer, scheduler: what is trained, and what by.
+        model: the network, its parameters those that are trained.
+        parallel: what is called in training: the same, in DistributedDataParallel where there are
+            several processes.
+        average: the average of its weights, if one is kept.
+        optimizer, scheduler, precision, loss: what it is trained by.
         history: the metrics of the epochs that have ended.
         best: which of them (from 1) was best on validation images; 0 before the first.
-        totals: of the epoch that is being trained.
-        attack_generator: of its random starts.
+        totals: of the epoch that is being trained, this process's part.
         learning_rate: at its beginning.
 
     Args:
         config: resolved settings; torch's random state is set by their seed.
         spec: the network (`network_spec`).
-        batches_per_epoch: optimizer steps in an epoch.
+        steps_per_epoch: optimizer steps in an epoch.
+        ranks: the processes of the run.
     """
 
-    def __init__(self, config: TrainConfig, spec: dict[str, Any], batches_per_epoch: int) -> None:
+    def __init__(
+        self, config: TrainConfig, spec: dict[str, Any], steps_per_epoch: int, ranks: Ranks
+    ) -> None:
         torch.manual_seed(config.seed)
+        device = torch.device(config.device)
         self.config = config
         self.spec = spec
-        self.model = build_network(spec).to(config.device)
-        self.optimizer, self.scheduler = _optimizer(
-            self.model, config, config.epochs * batches_per_epoch
-        )
+        self.ranks = ranks
+        self.model = build_network(spec).to(device)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.parallel = ranks.parallel(self.model)
+        if config.sync_bn:
+            # In place, parameters stay. Not before: on CPUs, DistributedDataParallel refuses modules
+            # that hold SyncBatchNorm, whatever computes them.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.average = averaged_model(self.model, config)
+        self.optimizer, self.scheduler = optimizer_and_schedule(self.model, config, steps_per_epoch)
+        self.precision = Precision(config.amp, device.type)
+        if config.compile:
+            self.model.compile()
+        self._generator = torch.Generator(config.device)
+        self.loss = loss_function(config, self._generator)
+        if not ranks.is_first:
+            torch.manual_seed(derived_seed(config.seed, _of_rank(_TORCH, ranks.rank), 0))
         self.history: list[dict[str, Any]] = []
         self.best = 0
         self._begin_epoch()
@@ -56,9 +85,32 @@ class TrainingState:
         """Whether the network is as it was at the end of the best epoch."""
         return self.best > 0 and self.best == len(self.history) and self.totals.batches == 0
 
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to validate and to keep: the average, as soon as it has taken weights in."""
+        if self.average is None or not self.average.n_averaged:
+            return self.model
+        return self.average.module
+
+    def end_step(self) -> None:
+        """Note a step of the optimizer."""
+        if self.config.average == EMA:
+            self.average.update_parameters(self.model)
+
+    def end_training(self, batches: Callable[[], Batches]) -> None:
+        """Make the network ready for validation, at the end of an epoch.
+
+        Args:
+            batches: makes batches of training images.
+        """
+        if self.average is not None:
+            end_epoch(self.average, self.model, self.config, self.epoch, batches)
+            self.ranks.share_buffers(self.average)
+        self.ranks.share_buffers(self.model)
+
     def end_epoch(self, metrics: dict[str, Any]) -> None:
         """Note an epoch's metrics and begin the next one."""
-        criterion = "val_clean" if self.config.method == "none" else "val_robust"
+        criterion = "val_clean" if self.config.method == CLEAN else "val_robust"
         self.history.append(metrics)
         if not self.best or metrics[criterion] > self.history[self.best - 1][criterion]:
             self.best = len(self.history)
@@ -66,13 +118,17 @@ class TrainingState:
 
     def _begin_epoch(self) -> None:
         self.totals = RunningTotals()
-        self.attack_generator = seeded_generator(self.config, _ATTACK, self.epoch)
+        self._seed_attack(_ATTACK)
         self.learning_rate: float = self.optimizer.param_groups[0]["lr"]
+
+    def _seed_attack(self, purpose: str) -> None:
+        purpose = _of_rank(purpose, self.ranks.rank)
+        self._generator.manual_seed(derived_seed(self.config.seed, purpose, self.epoch))
 
     def checkpoint(self) -> dict[str, Any]:
         """What evaluation needs: the network, its settings, the metrics of the last full epoch."""
         return {
-            "model": self.model.state_dict(),
+            "model": self.evaluated.state_dict(),
             "network": self.spec,
             "config": self.config.to_dict(),
             "epoch": len(self.history),
@@ -80,48 +136,75 @@ class TrainingState:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """`checkpoint`, and all else; tensors and plain types."""
-        device = torch.device(self.config.device)
+        """`checkpoint`, and all else; tensors and plain types.
+
+        All processes call it; what the first one gets is the whole state.
+        """
         training = {
+            # The trained weights, where those of the checkpoint are an average.
+            "model": None if self.evaluated is self.model else self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "history": self.history,
             "best": self.best,
-            "totals": self.totals.state_dict(),
+            "totals": self.totals.over(self.ranks).state_dict(),
             "learning_rate": self.learning_rate,
-            "device": device.type,
-            "attack_generator": self.attack_generator.get_state(),
-            "torch_generator": torch.get_rng_state(),
-            "device_generator": _device_generator_state(device),
+            "device": torch.device(self.config.device).type,
+            "ranks": self.ranks.gather(self._own_state()),
         }
         return {**self.checkpoint(), "training": training}
+
+    def _own_state(self) -> dict[str, Any]:
+        """What each process has for itself."""
+        device = torch.device(self.config.device)
+        return {
+            "attack_generator": self._generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+            "device_generator": _device_generator_state(device),
+            "loss": self.loss.state_dict() if self.config.method == FREE else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned.
 
-        On a device of another type than before, random numbers are new: theirs cannot go on.
+        With another number of processes than before, or on a device of another type, random
+        numbers are new: theirs cannot go on. So is the perturbation of "free", with another number
+        of processes.
 
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: `state` is something else.
         """
         training = state["training"]
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(training["model"] or state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(training["average"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
+        self.precision.scaler.load_state_dict(training["scaler"])
         self.history = list(training["history"])
         self.best = training["best"]
         self._begin_epoch()
-        self.totals = RunningTotals(training["totals"])
+        self.totals = RunningTotals(training["totals"]).share(self.ranks)
         self.learning_rate = training["learning_rate"]
-        torch.set_rng_state(training["torch_generator"])
+        self._load_own_state(training["ranks"], training["device"])
+
+    def _load_own_state(self, states: list[dict[str, Any]], device_type: str) -> None:
         device = torch.device(self.config.device)
-        if device.type != training["device"]:
-            purpose = f"{_ATTACK} from batch {self.totals.batches}"
-            self.attack_generator = seeded_generator(self.config, purpose, self.epoch)
+        same_processes = len(states) == self.ranks.size
+        if not same_processes or device.type != device_type:
+            self._seed_attack(f"{_ATTACK} from batch {self.totals.batches}")
+        if not same_processes:
             return
-        self.attack_generator.set_state(training["attack_generator"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(training["device_generator"], device)
+        own = states[self.ranks.rank]
+        torch.set_rng_state(own["torch_generator"])
+        if self.config.method == FREE:
+            self.loss.load_state_dict(own["loss"])
+        if device.type == device_type:
+            self._generator.set_state(own["attack_generator"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(own["device_generator"], device)
 
 
 def derived_seed(seed: int, purpose: str, epoch: int) -> int:
@@ -129,28 +212,15 @@ def derived_seed(seed: int, purpose: str, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}:{epoch}".encode()).digest()[:7], "big")
 
 
-def seeded_generator(config: TrainConfig, purpose: str, epoch: int) -> torch.Generator:
-    """A generator on the run's device with the `derived_seed`."""
-    return torch.Generator(config.device).manual_seed(derived_seed(config.seed, purpose, epoch))
+def seeded_generator(config: TrainConfig, purpose: str, rank: int) -> torch.Generator:
+    """A generator on the run's device with the `derived_seed` of a process."""
+    seed = derived_seed(config.seed, _of_rank(purpose, rank), 0)
+    return torch.Generator(config.device).manual_seed(seed)
+
+
+def _of_rank(purpose: str, rank: int) -> str:
+    return f"{purpose} of rank {rank}" if rank else purpose
 
 
 def _device_generator_state(device: torch.device) -> torch.Tensor | None:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _optimizer(
-    model: nn.Module, config: TrainConfig, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    if config.schedule == "cosine":
-        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-    # Momentum stays where it was asked to be: only the learning rate cycles.
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=total_steps, cycle_momentum=False
-    )

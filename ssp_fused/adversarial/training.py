@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .losses import LossFunction
+from .distributed import Ranks
+from .losses import LossFunction, TrainingLoss
+from .precision import Precision
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -84,6 +87,21 @@ class RunningTotals:
             "sums": self._sums.cpu(),
         }
 
+    def over(self, ranks: Ranks) -> RunningTotals:
+        """The same of all processes, each of which has counted its parts of the same batches."""
+        if ranks.size == 1:
+            return self
+        *sums, images = ranks.sum(torch.cat((self._sums.cpu(), torch.tensor([self.images]))))
+        total = {"images": round(images.item()), "sums": torch.stack(sums)}
+        return RunningTotals({**self.state_dict(), **total})
+
+    def share(self, ranks: Ranks) -> RunningTotals:
+        """The inverse of `over`: all of it for the first process, only the batches for others."""
+        if ranks.is_first:
+            return self
+        nothing = {"images": 0, "sums": torch.zeros(2, dtype=torch.float64)}
+        return RunningTotals({**self.state_dict(), **nothing})
+
 
 def train_epoch(
     model: nn.Module,
@@ -92,18 +110,24 @@ def train_epoch(
     loss_function: LossFunction,
     *,
     scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    accumulate: int = 1,
+    precision: Precision | None = None,
     on_batch: Callable[[int, RunningTotals], None] | None = None,
     totals: RunningTotals | None = None,
 ) -> EpochResult:
     """Train on each batch once, the model in training mode.
 
     Args:
-        model: maps images to logits `[N, num_classes]`.
+        model: maps images to logits `[N, num_classes]`; in DistributedDataParallel, each process
+            has its part, of the same size, of each batch.
         batches: pairs of images `[N, C, H, W]` and labels `[N]` on the model's device.
         optimizer: of the model's parameters.
         loss_function: from (model, x, y) to a `TrainingLoss`; `clean_loss`, or `pgd_loss` with its
             settings bound.
         scheduler: stepped after every batch.
+        accumulate: in how many parts (of nearly the same size) a batch is taken, for one step of
+            the optimizer with the mean of their gradients. Batch statistics are those of the parts.
+        precision: of forward passes, the attack's too, and scaling of the loss; full if None.
         on_batch: called after every batch with its size and the totals so far.
         totals: of the part of the epoch that was trained before; a new one if None.
 
@@ -115,11 +139,12 @@ def train_epoch(
     """
     model.train()
     totals = RunningTotals() if totals is None else totals
+    precision = Precision() if precision is None else precision
     for x, y in batches:
         optimizer.zero_grad(set_to_none=True)
-        loss, logits = loss_function(model, x, y)
-        loss.backward()
-        optimizer.step()
+        loss, logits = _accumulated(model, x, y, loss_function, accumulate, precision)
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
         if scheduler is not None:
             scheduler.step()
         totals.add(loss, logits, y)
@@ -128,8 +153,35 @@ def train_epoch(
     return totals.result()
 
 
+def _accumulated(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss_function: LossFunction,
+    accumulate: int,
+    precision: Precision,
+) -> TrainingLoss:
+    """Add up the gradients of a batch's mean loss; processes exchange them in the last part."""
+    parts = list(zip(x.chunk(accumulate), y.chunk(accumulate), strict=True))
+    total, logits = x.new_zeros(()), []
+    for index, (images, labels) in enumerate(parts, start=1):
+        alone = index < len(parts) and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if alone else nullcontext():
+            with precision.autocast():
+                found = loss_function(model, images, labels)
+            loss = found.loss * (len(labels) / len(y))
+            precision.scaler.scale(loss).backward()
+        total = total + loss.detach()
+        logits.append(found.logits)
+    return TrainingLoss(total, torch.cat(logits))
+
+
 def evaluate(
-    model: nn.Module, batches: Batches, attacks: Mapping[str, Attack] | None = None
+    model: nn.Module,
+    batches: Batches,
+    attacks: Mapping[str, Attack] | None = None,
+    *,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Accuracy on the images and under each attack, the model in eval mode.
 
@@ -137,6 +189,7 @@ def evaluate(
         model: maps images to logits `[N, num_classes]`; its modules' modes are restored.
         batches: pairs of images `[N, C, H, W]` and labels `[N]` on the model's device.
         attacks: by name, functions from (model, x, y) to attacked images, as `named_attacks` makes.
+        ranks: processes, each with images of its own, that get the accuracy on all images.
 
     Returns:
         "clean" and each attack's name to the share of images classified correctly; where there are
@@ -152,18 +205,21 @@ def evaluate(
             raise ValueError(f"attacks must not be named {name!r}: {', '.join(attacks)}")
     runs: dict[str, Attack] = {CLEAN: lambda _model, x, _y: x, **attacks}
     columns = [*runs, WORST] if attacks else list(runs)
-    hits: Tensor | int = 0
+    hits: Tensor = torch.zeros(len(columns), dtype=torch.int64)
     images = 0
     with eval_mode(model), torch.no_grad():
         for x, y in batches:
             right = [model(attack(model, x, y)).argmax(dim=1) == y for attack in runs.values()]
             if attacks:
                 right.append(torch.stack(right).all(dim=0))
-            hits = hits + torch.stack(right).sum(dim=1)
+            hits = hits.to(y.device) + torch.stack(right).sum(dim=1)
             images += len(y)
+    *counts, images = (
+        (ranks or Ranks()).sum(torch.cat((hits.cpu(), torch.tensor([images])))).tolist()
+    )
     if not images:
         raise ValueError("no batch was seen")
-    return {name: count / images for name, count in zip(columns, hits.tolist(), strict=True)}
+    return {name: count / images for name, count in zip(columns, counts, strict=True)}
 
 
 @contextmanager

@@ -52,6 +52,7 @@ class ImageSet:
         start: int = 0,
         augment: str = "none",
         augment_seed: int | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of float32 images in [0, 1] and labels, on the device of the set.
 
@@ -65,17 +66,21 @@ class ImageSet:
                 image's own size, "crop-flip" also flips half of the images left-right.
             augment_seed: seed of the crops and flips, the same on every device; needed unless
                 `augment` is "none".
+            part: (index, count): of each batch only the index-th of count parts that follow each
+                other and differ in size by one image at most; parts of small batches can be empty.
 
         Returns:
             Iterator over x `[B, C, H, W]` float32 in [0, 1], y `[B]` int64.
 
         Raises:
             ValueError: batch_size below 1, start outside 0 to `batch_count`, an unknown
-                augmentation, or one without its seed.
+                augmentation, or one without its seed; an index outside 0 to count - 1.
         """
         count = self.batch_count(batch_size, drop_last)
         if not 0 <= start <= count:
             raise ValueError(f"start must be 0 to {count}, the number of batches, got {start}")
+        if not 0 <= part[0] < part[1]:
+            raise ValueError(f"part must be (index, count) with 0 <= index < count, got {part}")
         if augment not in AUGMENTATIONS:
             raise ValueError(f"unknown augment {augment!r}; known: {', '.join(AUGMENTATIONS)}")
         order = draws = None
@@ -86,13 +91,16 @@ class ImageSet:
         if shuffle_seed is not None:
             generator = torch.Generator().manual_seed(shuffle_seed)
             order = torch.randperm(len(self), generator=generator).to(self.labels.device)
-        return self._cut(range(start * batch_size, count * batch_size, batch_size), order, draws)
+        starts = range(start * batch_size, count * batch_size, batch_size)
+        return self._cut(starts, part, order, draws)
 
     def _cut(
-        self, starts: range, order: Tensor | None, draws: Tensor | None
+        self, starts: range, part: tuple[int, int], order: Tensor | None, draws: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        index, count = part
         for start in starts:
-            place = slice(start, start + starts.step)
+            size = min(starts.step, len(self) - start)
+            place = slice(start + size * index // count, start + size * (index + 1) // count)
             chosen = place if order is None else order[place]
             images = self.images[chosen]
             if draws is not None:
