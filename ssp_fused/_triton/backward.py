@@ -192,7 +192,7 @@ def _sum_shares(partial: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """The sums of ``partial [kinds, ..., slots, C]`` over the slots, in fixed order; each kind's in a tensor."""
     kinds, *tables, slots, channels = partial.shape
     totals = tuple(partial.new_empty(shape) for _ in range(kinds))
-    merge = table.merge(math.prod(tables), slots, channels)
+    merge = table.merge(math.prod(tables), slots, channels, device_of(partial))
     operands.launch(
         sum_shares_kernel,
         partial,
@@ -463,11 +463,10 @@ def _group_norm_backward(given: Upstream, extras: Extras, du: Tensor, z: Tensor 
             "group_dy_xhat": group_dy_xhat,
             "channels": c,
             "positions": positions,
-            "per_group": per_group,
             "size": n * c,
             "GROUPS": small.groups,
             "SLOTS": small.slots,
-            "EXACT": small.slots == per_group,
+            "PER_GROUP": per_group,
         },
         small.warps,
     )

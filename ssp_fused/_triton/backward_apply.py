@@ -85,7 +85,7 @@ def apply_kernel(
     elif u is None:
         own = factor * deviation * upstream
     else:
-        shift = per_channel(bias, channel, exists, 0.0, ROWS)
+        shift = per_channel(bias, channel, exists, -0.0, ROWS)
         value = combine((u,), (1.0,), None, shift, offset, mask, STAGE)
         centre = per_channel(mean, statistic, exists, 0.0, ROWS)
         xhat = normalized(value.to(tl.float32), centre, deviation)

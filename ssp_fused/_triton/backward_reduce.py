@@ -73,7 +73,7 @@ def reduce_kernel(
         statistic = (sample * channels + channel) // per_group
     else:
         statistic = channel
-    shift = per_channel(bias, channel, exists, 0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     centre = per_channel(mean, statistic, exists, 0.0, ROWS)
     deviation = per_channel(rstd, statistic, exists, 1.0, ROWS)
     factor = per_channel(gamma, channel, exists, 1.0, ROWS)
@@ -97,8 +97,9 @@ def reduce_kernel(
         if z is not None:
             store(z, offset, activate(y, ACTIVATION), mask)
         dy = activation_backward(upstream, y, ACTIVATION)
-        sum_dy += tl.where(mask, dy, 0.0)
-        sum_dy_xhat += tl.where(mask, dy * xhat, 0.0)
+        # 0 where dz is read as 0, outside the tensor.
+        sum_dy += dy
+        sum_dy_xhat += dy * xhat
         if PER_SAMPLE:
             sum_xhat += tl.where(mask, xhat, 0.0)
 

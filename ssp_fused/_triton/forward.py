@@ -88,7 +88,8 @@ def _moments(
         },
         chosen.tile.warps,
     )
-    merge = table.merge(matrix.samples, chosen.slots * (c // groups), groups)
+    parts = chosen.slots * (c // groups)
+    merge = table.merge(matrix.samples, parts, groups, device_of(stage.like))
     operands.launch(
         merge_moments_kernel,
         stage.like,

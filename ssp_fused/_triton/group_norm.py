@@ -1,7 +1,7 @@
 """Group norm: reference.stage_group_norm_act and group_norm_act_backward, where a sample's group stays on chip.
 
 A program keeps whole groups. Its channels are ``[GROUPS, SLOTS]``: each group has as many slots as the next power
-of two, and with EXACT none is left empty. Where groups are too large, the kernels of the other files do the same
+of two. Where groups are too large, the kernels of the other files do the same
 in two passes, and ``group_sums_kernel`` does what stands between them in backward.
 """
 
@@ -26,19 +26,20 @@ from .pieces import (
 
 
 @triton.jit
-def _channels(channels, per_group, GROUPS: tl.constexpr, SLOTS: tl.constexpr, EXACT: tl.constexpr):
+def _channels(channels, GROUPS: tl.constexpr, SLOTS: tl.constexpr, PER_GROUP: tl.constexpr):
     """This program's sample and channels, and which of these exist."""
+    width: tl.constexpr = GROUPS * PER_GROUP
+    blocks = tl.cdiv(channels, width)
     slot = tl.arange(0, GROUPS * SLOTS)
-    if EXACT:
-        blocks = tl.cdiv(channels, GROUPS * SLOTS)
-        channel = tl.program_id(0) % blocks * (GROUPS * SLOTS) + slot
-        return (tl.program_id(0) // blocks).to(tl.int64), channel, channel < channels
+    if SLOTS == PER_GROUP or GROUPS == 1:
+        place = slot
+        exists = slot < width
     else:
-        blocks = tl.cdiv(channels, GROUPS * per_group)
-        first = tl.program_id(0) % blocks * (GROUPS * per_group)
-        channel = first + slot // SLOTS * per_group + slot % SLOTS
-        exists = (slot % SLOTS < per_group) & (channel < channels)
-        return (tl.program_id(0) // blocks).to(tl.int64), channel, exists
+        place = slot // SLOTS * PER_GROUP + slot % SLOTS
+        exists = slot % SLOTS < PER_GROUP
+    channel = tl.program_id(0) % blocks * width + place
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    return sample, channel, exists & (channel < channels)
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def _over_group(value, GROUPS: tl.constexpr, SLOTS: tl.constexpr):
         return tl.reshape(spread, (GROUPS * SLOTS,))
 
 
-@triton.jit(do_not_specialize=["eps", "lines", "units", "per_group"])
+@triton.jit(do_not_specialize=["eps", "lines", "units"])
 def group_norm_kernel(
     terms,
     coefficients,
@@ -85,11 +86,10 @@ def group_norm_kernel(
     rstd,
     lines,
     units,
-    per_group,
     UNIT: tl.constexpr,
     GROUPS: tl.constexpr,
     SLOTS: tl.constexpr,
-    EXACT: tl.constexpr,
+    PER_GROUP: tl.constexpr,
     PLACES: tl.constexpr,
     ROWS: tl.constexpr,
     STAGE: tl.constexpr,
@@ -98,20 +98,20 @@ def group_norm_kernel(
     """reference.stage_group_norm_act."""
     length = units * UNIT
     channels, positions = (length, lines) if ROWS else (lines, length)
-    sample, channel, exists = _channels(channels, per_group, GROUPS, SLOTS, EXACT)
+    sample, channel, exists = _channels(channels, GROUPS, SLOTS, PER_GROUP)
     offset, mask = _places(sample, channel, exists, lines, length, PLACES, ROWS)
-    shift = per_channel(bias, channel, exists, 0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     value = combine(terms, coefficients, coefficient_tensor, shift, offset, mask, STAGE)
     if u is not None:
         store(u, offset, value, mask)
     value = value.to(tl.float32)
-    m = (per_group * positions).to(tl.float32)
+    m = PER_GROUP * positions.to(tl.float32)
     centre = _over_group(_over_channel(value, mask, ROWS), GROUPS, SLOTS) / m
     delta = value - across(centre, ROWS)
     variance = _over_group(_over_channel(delta * delta, mask, ROWS), GROUPS, SLOTS) / m
     deviation = reciprocal_deviation(variance, eps)
-    at = (sample * channels + channel) // per_group
-    first = exists & (channel % per_group == 0)
+    at = (sample * channels + channel) // PER_GROUP
+    first = exists & (channel % PER_GROUP == 0)
     store(mean, at, centre, first)
     store(rstd, at, deviation, first)
     y = affine(
@@ -122,7 +122,7 @@ def group_norm_kernel(
     store(z, offset, activate(y, ACTIVATION), mask)
 
 
-@triton.jit(do_not_specialize=["scale", "lines", "units", "per_group", "size"])
+@triton.jit(do_not_specialize=["scale", "lines", "units", "size"])
 def group_norm_backward_kernel(
     dz,
     scale,
@@ -141,12 +141,11 @@ def group_norm_backward_kernel(
     sums,
     lines,
     units,
-    per_group,
     size,
     UNIT: tl.constexpr,
     GROUPS: tl.constexpr,
     SLOTS: tl.constexpr,
-    EXACT: tl.constexpr,
+    PER_GROUP: tl.constexpr,
     PLACES: tl.constexpr,
     ROWS: tl.constexpr,
     STAGE: tl.constexpr,
@@ -155,12 +154,12 @@ def group_norm_backward_kernel(
     """reference.group_norm_act_backward; ``sums [3, N, C]``: of dy, of dy * xhat, of du before the extras."""
     length = units * UNIT
     channels, positions = (length, lines) if ROWS else (lines, length)
-    sample, channel, exists = _channels(channels, per_group, GROUPS, SLOTS, EXACT)
+    sample, channel, exists = _channels(channels, GROUPS, SLOTS, PER_GROUP)
     offset, mask = _places(sample, channel, exists, lines, length, PLACES, ROWS)
-    at = (sample * channels + channel) // per_group
+    at = (sample * channels + channel) // PER_GROUP
     deviation = per_channel(rstd, at, exists, 1.0, ROWS)
     factor = per_channel(gamma, channel, exists, 1.0, ROWS)
-    shift = per_channel(bias, channel, exists, 0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     value = combine((u,), (1.0,), None, shift, offset, mask, STAGE)
     xhat = normalized(value.to(tl.float32), per_channel(mean, at, exists, 0.0, ROWS), deviation)
     y = affine(xhat, factor, per_channel(beta, channel, exists, 0.0, ROWS))
@@ -172,7 +171,7 @@ def group_norm_backward_kernel(
     entry = sample * channels + channel
     store(sums, entry, _over_channel(dy, mask, ROWS), exists)
     store(sums + size, entry, _over_channel(dy * xhat, mask, ROWS), exists)
-    m = (per_group * positions).to(tl.float32)
+    m = PER_GROUP * positions.to(tl.float32)
     gamma_dy = factor * dy
     mean_dy = _over_group(_over_channel(gamma_dy, mask, ROWS), GROUPS, SLOTS) / m
     mean_dy_xhat = _over_group(_over_channel(gamma_dy * xhat, mask, ROWS), GROUPS, SLOTS) / m
@@ -185,7 +184,7 @@ def group_norm_backward_kernel(
     store(du, offset, own, mask)
 
 
-@triton.jit(do_not_specialize=["channels", "positions", "per_group", "size"])
+@triton.jit(do_not_specialize=["channels", "positions", "size"])
 def group_sums_kernel(
     sums,
     rstd,
@@ -194,19 +193,18 @@ def group_sums_kernel(
     group_dy_xhat,
     channels,
     positions,
-    per_group,
     size,
     GROUPS: tl.constexpr,
     SLOTS: tl.constexpr,
-    EXACT: tl.constexpr,
+    PER_GROUP: tl.constexpr,
 ):
     """Between the passes of reference.group_norm_act_backward: sums of gamma dy and gamma dy xhat over groups.
 
     ``sums [3, N, C]`` holds the sums of dy, dy * xhat and xhat; the last is replaced by that of du before the extras.
     """
-    sample, channel, exists = _channels(channels, per_group, GROUPS, SLOTS, EXACT)
+    sample, channel, exists = _channels(channels, GROUPS, SLOTS, PER_GROUP)
     entry = sample * channels + channel
-    at = entry // per_group
+    at = entry // PER_GROUP
     if gamma is None:
         factor = 1.0
     else:
@@ -214,10 +212,10 @@ def group_sums_kernel(
     dy = factor * load(sums, entry, exists)
     total_dy = _over_group(dy, GROUPS, SLOTS)
     total_dy_xhat = _over_group(factor * load(sums + size, entry, exists), GROUPS, SLOTS)
-    first = exists & (channel % per_group == 0)
+    first = exists & (channel % PER_GROUP == 0)
     store(group_dy, at, total_dy, first)
     store(group_dy_xhat, at, total_dy_xhat, first)
-    m = (per_group * positions).to(tl.float32)
+    m = PER_GROUP * positions.to(tl.float32)
     xhat = load(sums + 2 * size, entry, exists)
     own = dy - total_dy / m * positions - xhat * (total_dy_xhat / m)
     store(sums + 2 * size, entry, load(rstd, at, exists) * own, exists)

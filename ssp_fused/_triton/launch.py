@@ -187,24 +187,25 @@ def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> P
 
 def sweep(matrix: Matrix, itemsize: int, device: Device) -> Sweep:
     """The launch of a sum over all but the channels."""
-    warps, per_thread = 8, 16
+    warps, per_thread = 4, 16
     chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
     columns = cdiv(matrix.length, chosen.length)
     if matrix.rows:
         tiles, steps = columns, cdiv(matrix.lines, chosen.lines)
     else:
         tiles, steps = columns * cdiv(matrix.lines, chosen.lines), matrix.batch
-    wanted = cdiv(4 * device.multiprocessors, matrix.samples * tiles)
-    splits = max(min(wanted, steps), 1)
+    wanted = min(cdiv(8 * device.multiprocessors, matrix.samples * tiles), steps)
+    splits = cdiv(steps, cdiv(steps, wanted))  # as many steps for each
     slots = splits if matrix.rows else splits * columns
     return Sweep(chosen, splits, slots, matrix.samples * splits * tiles)
 
 
-def merge(tables: int, parts: int, channels: int) -> Merge:
+def merge(tables: int, parts: int, channels: int, device: Device) -> Merge:
     """The launch that adds up so many shares of each channel, in each of the tables."""
-    width = 4
-    height = min(max(power_of_two(parts), 64), 1024)
-    return Merge(height, width, min(max(height // 64, 2), 8), tables * cdiv(channels, width))
+    width = min(max(power_of_two(tables * channels // device.multiprocessors), 4), 64)
+    height = min(max(power_of_two(parts), 64), 8192 // width)
+    warps = min(height * width // (WARP * 32), 8)
+    return Merge(height, width, max(warps, 1), tables * cdiv(channels, width))
 
 
 def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Groups | None:

@@ -59,7 +59,7 @@ def normalize_kernel(
         )
     else:
         statistic = channel
-    shift = per_channel(bias, channel, exists, 0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     value = combine(terms, coefficients, coefficient_tensor, shift, offset, mask, STAGE)
     if u is not None:
         store(u, offset, value, mask)

@@ -66,11 +66,10 @@ def group_arguments(matrix: table.Matrix, groups: table.Groups, per_group: int) 
     return {
         "lines": matrix.lines,
         "units": matrix.length // groups.unit,
-        "per_group": per_group,
         "UNIT": groups.unit,
         "GROUPS": groups.groups,
         "SLOTS": groups.slots,
-        "EXACT": groups.slots == per_group,
+        "PER_GROUP": per_group,
         "PLACES": groups.places,
         "ROWS": matrix.rows,
     }

@@ -43,7 +43,7 @@ def combine_kernel(
     )
     mask = line[:, None] & column[None, :]
     channel = channels_of_tile(first_line, first_column, channels, LINES, LENGTH, ROWS)
-    shift = per_channel(bias, channel, column if ROWS else line, 0.0, ROWS)
+    shift = per_channel(bias, channel, column if ROWS else line, -0.0, ROWS)
     value = combine(terms, coefficients, coefficient_tensor, shift, offset, mask, STAGE)
     store(u, offset, value, mask)
 
@@ -80,7 +80,7 @@ def moments_kernel(
     channel, exists = channels_of_sweep(
         first_line, first_column, lines, length, LINES, LENGTH, ROWS
     )
-    shift = per_channel(bias, channel, exists, 0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     place = tl.arange(0, LINES)[:, None] * length + tl.arange(0, LENGTH)[None, :]
 
     mean = tl.zeros((LINES, LENGTH), tl.float32)
