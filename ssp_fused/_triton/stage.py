@@ -108,6 +108,8 @@ def moments_kernel(
     centre = tl.sum(weight * mean, axis) / tl.maximum(total, 1.0)
     delta = mean - across(centre, ROWS)
     squares = tl.sum(m2 + weight * delta * delta, axis)
+    # What rounding left of the deviations' sum belongs to the mean.
+    centre += tl.sum(weight * delta, axis) / tl.maximum(total, 1.0)
     at = (sample * slots + slot) * channels + channel
     store(partial, at, centre, exists)
     store(partial + size, at, squares, exists)
@@ -148,14 +150,16 @@ def merge_moments_kernel(
         shifted += tl.sum(count * (load(partial, offset, mask) - pivot[None, :]), 0)
     drift = shifted / tl.maximum(total, 1.0)
     squares = tl.zeros((GROUPS,), tl.float32)
+    rest = tl.zeros((GROUPS,), tl.float32)
     for first in range(0, parts, PARTS):
         offset, mask = _shares(base, first, parts, group, exists, groups, per_group, PARTS)
         delta = load(partial, offset, mask) - pivot[None, :] - drift[None, :]
         count = load(partial + 2 * size, offset, mask)
         squares += tl.sum(load(partial + size, offset, mask) + count * delta * delta, 0)
+        rest += tl.sum(count * delta, 0)
     at = sample * groups + group
     var = squares / tl.maximum(total, 1.0)
-    store(mean, at, pivot + drift, exists)
+    store(mean, at, pivot + (drift + rest / tl.maximum(total, 1.0)), exists)
     if variance is not None:
         store(variance, at, var, exists)
     if rstd is not None:
