@@ -168,7 +168,7 @@ def _reduce(given: Upstream, z: Tensor | None) -> tuple[Tensor, ...]:
     if given.dz.numel() == 0:
         return tuple(given.sums(*shape).zero_() for _ in range(kinds))
     matrix = table.sweep_matrix(given.dz.shape, given.rows, per_sample=given.per_sample)
-    chosen = table.sweep(matrix, narrowest(given.dz, given.u), device_of(given.dz))
+    chosen = table.sweep(matrix, 2, narrowest(given.dz, given.u), device_of(given.dz))
     partial = given.sums(kinds, matrix.samples, chosen.slots, c)
     operands.launch(
         reduce_kernel,
@@ -482,7 +482,7 @@ def channel_sum(g: Tensor) -> Tensor:
     if g.numel() == 0:
         return g.new_zeros(c, dtype=torch.float32)
     matrix = table.sweep_matrix(g.shape, rows)
-    chosen = table.sweep(matrix, g.itemsize, device_of(g))
+    chosen = table.sweep(matrix, 1, g.itemsize, device_of(g))
     partial = g.new_empty(1, chosen.slots, c, dtype=torch.float32)
     operands.launch(
         channel_sum_kernel,

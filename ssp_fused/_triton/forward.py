@@ -73,7 +73,8 @@ def _moments(
     if stage.like.numel() == 0:
         return mean.zero_(), variance.zero_(), rstd.fill_(eps).rsqrt_()
     matrix = table.sweep_matrix(stage.like.shape, stage.rows, per_sample=per_sample)
-    chosen = table.sweep(matrix, narrowest(*stage.terms, u), device_of(stage.like))
+    itemsize = narrowest(*stage.terms, u)
+    chosen = table.sweep(matrix, len(stage.terms), itemsize, device_of(stage.like))
     partial = stage.statistics(3, matrix.samples, chosen.slots, c)
     operands.launch(
         moments_kernel,

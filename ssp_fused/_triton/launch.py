@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WARP = 32
+_REGISTERS = 65536  # of a multiprocessor, since compute capability 7.0
+_REGISTERS_OF_A_THREAD = 255
 _VECTOR_BYTES = 16  # the widest access of a thread
 _LINE = 8  # no tile is shorter: a byte of the mask
 
@@ -105,6 +107,11 @@ class Groups:
     programs: int
 
 
+def registers(warps: int) -> int:
+    """All that a thread can have: told nothing, the assembler may spill a few to make room for more programs."""
+    return min(_REGISTERS // (warps * WARP), _REGISTERS_OF_A_THREAD)
+
+
 def power_of_two(size: int) -> int:
     """The smallest power of two that is not smaller."""
     return 1 << max(size - 1, 0).bit_length()
@@ -187,7 +194,9 @@ def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> P
 
 def sweep(matrix: Matrix, itemsize: int, device: Device) -> Sweep:
     """The launch of a sum over all but the channels."""
-    warps, per_thread = 4, 16
+    warps = 4
+    # Accesses of single elements take a register pair each for their addresses.
+    per_thread = 8 if unit(matrix.length, itemsize) == 1 else 16
     chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
     columns = cdiv(matrix.length, chosen.length)
     if matrix.rows:

@@ -29,14 +29,23 @@ def device_of(tensor: Tensor) -> table.Device:
     return _cuda_device(tensor.device.index) if tensor.is_cuda else _INTERPRETED
 
 
-def launch(kernel: Any, like: Tensor, programs: int, arguments: dict[str, Any], warps: int) -> None:
-    """Run a kernel on ``like``'s device, on its current stream.
+def compile_options(warps: int) -> dict[str, Any]:
+    """How every kernel is compiled.
 
     Without contraction to fused multiply-adds: backward recomputes y by forward's expression, and its mask is forward's
     bit for bit in whatever kernel the expression stands.
     """
+    return {
+        "num_warps": warps,
+        "maxnreg": table.registers(warps),
+        "enable_fp_fusion": False,
+    }
+
+
+def launch(kernel: Any, like: Tensor, programs: int, arguments: dict[str, Any], warps: int) -> None:
+    """Run a kernel on ``like``'s device, on its current stream."""
     with torch.cuda.device_of(like):
-        kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=False)
+        kernel[(programs,)](**arguments, **compile_options(warps))
 
 
 def tile_arguments(matrix: table.Matrix, tile: table.Tile) -> dict[str, Any]:
