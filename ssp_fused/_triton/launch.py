@@ -192,11 +192,12 @@ def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> P
         per_thread //= 2
 
 
-def sweep(matrix: Matrix, itemsize: int, device: Device) -> Sweep:
-    """The launch of a sum over all but the channels."""
+def sweep(matrix: Matrix, operands: int, itemsize: int, device: Device) -> Sweep:
+    """The launch of a sum over all but the channels, in the terms of ``pointwise``."""
     warps = 4
-    # Accesses of single elements take a register pair each for their addresses.
-    per_thread = 8 if unit(matrix.length, itemsize) == 1 else 16
+    # Accesses of single elements take a pair of registers each for their addresses.
+    narrow = unit(matrix.length, itemsize) == 1
+    per_thread = 8 if narrow or operands > 2 else 16
     chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
     columns = cdiv(matrix.length, chosen.length)
     if matrix.rows:
