@@ -264,7 +264,8 @@ class OpTable:
     @pytest.mark.parametrize("name", _ops.SCHEMAS)
     def test_opcheck(self, name):
         op = getattr(self.implementation.ops, name).default
-        for arguments in opcheck_arguments()[name]:
+        drawn = Inputs(0, (2, 4, 3, 3), torch.float32, "rows", terms=2)
+        for arguments in calls(drawn)[name]:
             results = torch.library.opcheck(op, self.implementation.place(arguments))
             assert set(results.values()) == {"SUCCESS"}, results
 
@@ -282,14 +283,17 @@ class OpTable:
             assert torch.equal(mask, reference.stage_norm_act(*operands)[2])
 
 
-def opcheck_arguments():
-    i = Inputs(0, (2, 4, 3, 3), torch.float32, "rows", terms=2)
+def calls(i):
+    """Arguments of every op, its options in turn, from inputs with two terms and an even number of channels."""
+    n, c = i.u.shape[:2]
     norm = (*i.norm, RELU)
     extras = (i.extras, [0.5, 1.0], None)
-    group = torch.zeros(2, 2)
-    mask = reference.pack_mask(i.u > 0, True)
-    stats = (torch.zeros(4), torch.ones(4), torch.tensor(0))
+    group = torch.zeros(n, 2)
+    mask = reference.pack_mask(i.u > 0, is_rows(i.u))
+    count = float(i.count)
+    stats = (torch.zeros(c), torch.ones(c), torch.tensor(0))
     step = (i.u, i.dz, i.terms[0], 0.1, 0.3, -0.5, 1.0)
+    dz = (i.dz, 1.0, None)
     return {
         "stage_combine": [i.stage, (i.terms, [], torch.tensor([0.5, 1.0]), None)],
         "stage_moments": [(*i.stage, True), (*i.stage, False)],
@@ -303,15 +307,13 @@ def opcheck_arguments():
             (*stats, i.mean[None], i.rstd[None], 8.0, None, 0.1),
             (*stats, i.mean[None], i.rstd[None], 8.0, torch.tensor(8.0), None),
         ],
-        "norm_act_backward_reduce": [(i.dz, 1.0, None, i.u, *norm, True)],
+        "norm_act_backward_reduce": [(*dz, i.u, *norm, True)],
         "norm_act_backward": [
-            (i.dz, 1.0, None, i.u, None, *norm, i.bias, i.beta, 18.0, None, *extras, None),
-            (i.dz, 1.0, None, None, mask, None, *norm[1:], None, None, 1.0, None, *extras, None),
+            (*dz, i.u, None, *norm, i.bias, i.beta, count, None, *extras, None),
+            (*dz, None, mask, None, *norm[1:], None, None, 1.0, None, *extras, None),
         ],
-        "batch_norm_act_backward": [(i.dz, 1.0, None, i.u, *norm, *extras, False)],
-        "group_norm_act_backward": [
-            (i.dz, 1.0, None, i.u, i.bias, group, group + 1, *norm[2:], *extras, True)
-        ],
+        "batch_norm_act_backward": [(*dz, i.u, *norm, *extras, False)],
+        "group_norm_act_backward": [(*dz, i.u, i.bias, group, group + 1, *norm[2:], *extras, True)],
         "channel_sum": [(i.dz,)],
         "stage_dots": [(i.u, i.terms)],
         "linf_step": [step],
