@@ -247,7 +247,9 @@ def stage_group_norm_act(
         return stage.unwanted() if u is None else u, z, nothing, nothing.clone()
     matrix = table.sweep_matrix(z.shape, stage.rows, per_sample=True)
     itemsize = narrowest(*stage.terms, u, z)
-    chosen = table.groups(matrix, num_groups, itemsize, _ON_CHIP)
+    # More terms need registers of their own.
+    capacity = _ON_CHIP if len(stage.terms) <= 2 else _ON_CHIP // 2
+    chosen = table.groups(matrix, num_groups, itemsize, capacity)
     if chosen is None:
         if u is None and not stage.is_copy:
             u = stage.empty()

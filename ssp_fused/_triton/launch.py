@@ -232,9 +232,10 @@ def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Gro
         sector = cdiv(min(32, matrix.channels * itemsize), slots * itemsize)
         together = max(together, min(power_of_two(sector), power_of_two(num_groups)))
     elements = together * slots * places
-    if elements > capacity:
+    narrow = unit(matrix.length, itemsize) == 1
+    if elements > (min(capacity, 4096) if narrow else capacity):
         return None
-    warps = min(max(power_of_two(elements // (WARP * 16)), 2), 16)
+    warps = min(max(power_of_two(elements // (WARP * (8 if narrow else 16))), 2), 16)
     programs = matrix.samples * cdiv(num_groups, together)
     return Groups(together, slots, places, unit(matrix.length, itemsize), warps, programs)
 
