@@ -2,127 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._layout import common_rows, dense, empty, is_rows, mask_shape
-from .._ops import ACTIVATIONS, MAX_TERMS
+from .._layout import is_rows, mask_shape
+from .._ops import ACTIVATIONS
 from . import launch as table
 from . import operands
 from .backward_apply import apply_kernel
-from .backward_reduce import channel_sum_kernel, dots_kernel, reduce_kernel, sum_shares_kernel
+from .backward_reduce import reduce_kernel
 from .group_norm import group_norm_backward_kernel, group_sums_kernel
-from .operands import DTYPES, Checks, Extras, device_of, narrowest
+from .operands import Checks, Extras, device_of, narrowest
+from .reductions import sum_shares
+from .upstream import Upstream, upstream
 
 # Elements that a program keeps of dy and of xhat.
 _ON_CHIP = 8192
-_DOT_LENGTH = 8192
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """dz and what the normalization was, dense and checked; u is there, or mask bits, or neither (identity).
-
-    Attributes:
-        mean, rstd: ``[C]`` or ``[N, num_groups]``.
-    """
-
-    checks: Checks
-    dz: Tensor
-    scale: float
-    scale_tensor: Tensor | None
-    u: Tensor | None
-    channel_bias: Tensor | None
-    mean: Tensor | None
-    rstd: Tensor
-    gamma: Tensor | None
-    beta: Tensor | None
-    activation: int
-    rows: bool
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether statistics are those of a sample's group."""
-        return self.rstd.dim() == 2
-
-    @property
-    def per_group(self) -> int:
-        """Channels that share statistics."""
-        return self.dz.shape[1] // self.rstd.shape[-1]
-
-    def arguments(self) -> dict[str, Any]:
-        """As the kernels take it."""
-        stage = self.dz if self.u is None else self.u
-        return {
-            "dz": self.dz,
-            "scale": self.scale,
-            "scale_tensor": self.scale_tensor,
-            "u": self.u,
-            "bias": self.channel_bias,
-            "mean": self.mean,
-            "rstd": self.rstd,
-            "gamma": self.gamma,
-            "beta": self.beta,
-            "STAGE": DTYPES[stage.dtype],
-            "ACTIVATION": self.activation,
-        }
-
-    def empty(self, dtype: torch.dtype) -> Tensor:
-        """A result of dz's shape."""
-        return empty(self.dz, self.rows, dtype)
-
-    def z(self, wanted: bool) -> Tensor | None:
-        """The place of z, where it is wanted."""
-        return self.empty(self.dz.dtype) if wanted else None
-
-    def sums(self, *shape: int) -> Tensor:
-        """A table of float32."""
-        return self.dz.new_empty(shape, dtype=torch.float32)
-
-
-def upstream(
-    op: str,
-    dz: Tensor,
-    scale: float,
-    scale_tensor: Tensor | None,
-    u: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    activation: int,
-    *,
-    rows: bool,
-    statistics: tuple[int, ...],
-    channel_bias: Tensor | None = None,
-) -> Upstream:
-    """The operands common to the ops of the backward pass, checked; ``statistics``: the shape of mean and rstd."""
-    checks = Checks(op, dz.device)
-    checks.activation("dz", dz)
-    if u is not None:
-        checks.like("u", u, dz, "dz")
-    checks.code(activation)
-    checks.numbers("scale_tensor", [scale], scale_tensor, 1)
-    c = dz.shape[1]
-    return Upstream(
-        checks,
-        dense(dz, rows),
-        scale,
-        scale_tensor,
-        None if u is None else dense(u, rows),
-        checks.vector("channel_bias", channel_bias, c),
-        checks.vector("mean", mean, *statistics),
-        checks.vector("rstd", rstd, *statistics),
-        checks.vector("gamma", gamma, c),
-        checks.vector("beta", beta, c),
-        activation,
-        rows,
-    )
 
 
 def norm_act_backward_reduce(
@@ -185,30 +82,7 @@ def _reduce(given: Upstream, z: Tensor | None) -> tuple[Tensor, ...]:
         },
         chosen.tile.warps,
     )
-    return _sum_shares(partial, shape)
-
-
-def _sum_shares(partial: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """The sums of ``partial [kinds, ..., slots, C]`` over the slots, in fixed order; each kind's in a tensor."""
-    kinds, *tables, slots, channels = partial.shape
-    totals = tuple(partial.new_empty(shape) for _ in range(kinds))
-    merge = table.merge(math.prod(tables), slots, channels, device_of(partial))
-    operands.launch(
-        sum_shares_kernel,
-        partial,
-        merge.programs,
-        {
-            "partial": partial,
-            "totals": totals,
-            "slots": slots,
-            "channels": channels,
-            "size": partial[0].numel(),
-            "PARTS": merge.parts,
-            "CHANNELS": merge.width,
-        },
-        merge.warps,
-    )
-    return totals
+    return sum_shares(partial, shape)
 
 
 def norm_act_backward(
@@ -416,7 +290,7 @@ def group_norm_act_backward(
         d_beta, d_gamma, own = (given.sums(c).zero_() for _ in range(3))
     else:
         sums = _group_norm_backward(given, added, du, z)
-        d_beta, d_gamma, own = _sum_shares(sums, (c,))
+        d_beta, d_gamma, own = sum_shares(sums, (c,))
     if num_groups == c:  # Over a group du sums to zero.
         own = torch.zeros_like(own)
     return du, d_gamma, d_beta, own, _wanted(z, dz)
@@ -473,56 +347,3 @@ def _group_norm_backward(given: Upstream, extras: Extras, du: Tensor, z: Tensor 
     count = per_group * positions
     _apply(given, None, (group_dy, group_dy_xhat), count, None, extras, du)
     return sums
-
-
-def channel_sum(g: Tensor) -> Tensor:
-    """reference.channel_sum."""
-    Checks("channel_sum", g.device).activation("g", g)
-    rows, c = is_rows(g), g.shape[1]
-    if g.numel() == 0:
-        return g.new_zeros(c, dtype=torch.float32)
-    matrix = table.sweep_matrix(g.shape, rows)
-    chosen = table.sweep(matrix, 1, g.itemsize, device_of(g))
-    partial = g.new_empty(1, chosen.slots, c, dtype=torch.float32)
-    operands.launch(
-        channel_sum_kernel,
-        g,
-        chosen.programs,
-        {"g": dense(g, rows), "partial": partial, **operands.sweep_arguments(matrix, chosen)},
-        chosen.tile.warps,
-    )
-    return _sum_shares(partial, (c,))[0]
-
-
-def stage_dots(g: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """reference.stage_dots."""
-    checks = Checks("stage_dots", g.device)
-    checks.activation("g", g)
-    checks.require(
-        1 <= len(terms) <= MAX_TERMS,
-        lambda: f"terms must hold 1 to {MAX_TERMS} tensors, but holds {len(terms)}",
-    )
-    for term in terms:
-        checks.like("terms", term, g, "g")
-    if g.numel() == 0:
-        return g.new_zeros(len(terms), dtype=torch.float32)
-    rows = common_rows([g, *terms])
-    g, *terms = (dense(tensor, rows) for tensor in (g, *terms))
-    slots = table.cdiv(g.numel(), _DOT_LENGTH)
-    partial = g.new_empty(1, slots, len(terms), dtype=torch.float32)
-    unit = table.unit(g.numel(), narrowest(g, *terms))
-    operands.launch(
-        dots_kernel,
-        g,
-        slots,
-        {
-            "g": g,
-            "terms": tuple(terms),
-            "partial": partial,
-            "units": g.numel() // unit,
-            "UNIT": unit,
-            "LENGTH": _DOT_LENGTH,
-        },
-        8,
-    )
-    return _sum_shares(partial, (len(terms),))[0]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 
 from .._ops import SCHEMAS, declare
-from . import backward, forward, steps
+from . import backward, forward, reductions, steps
 
 NAMESPACE = "ssp_fused_triton"
 OPS = {
     name: getattr(module, name)
-    for module in (forward, backward, steps)
+    for module in (forward, backward, reductions, steps)
     for name in SCHEMAS
     if hasattr(module, name)
 }
