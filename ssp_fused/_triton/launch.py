@@ -13,7 +13,7 @@ from dataclasses import dataclass
 WARP = 32
 _REGISTERS = 65536  # of a multiprocessor, since compute capability 7.0
 _REGISTERS_OF_A_THREAD = 255
-_VECTOR_BYTES = 16  # the widest access of a thread
+VECTOR_BYTES = 16  # the widest access of a thread
 _LINE = 8  # no tile is shorter: a byte of the mask
 
 
@@ -156,7 +156,7 @@ def sweep_matrix(shape: Sequence[int], rows: bool, *, per_sample: bool = False) 
 
 def unit(length: int, itemsize: int) -> int:
     """How many elements of the narrowest operand a thread may access at once."""
-    return math.gcd(length, _VECTOR_BYTES // itemsize)
+    return math.gcd(length, VECTOR_BYTES // itemsize)
 
 
 def tile(matrix: Matrix, elements: int, itemsize: int, warps: int) -> Tile:

@@ -85,8 +85,11 @@ def group_arguments(matrix: table.Matrix, groups: table.Groups, per_group: int) 
 
 
 def narrowest(*tensors: Tensor | None) -> int:
-    """Bytes of an element of the narrowest tensor."""
-    return min(tensor.itemsize for tensor in tensors if tensor is not None)
+    """Bytes of an element of the narrowest tensor; those of the widest access where one begins between two such."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.data_ptr() % table.VECTOR_BYTES for tensor in present):
+        return table.VECTOR_BYTES
+    return min(tensor.itemsize for tensor in present)
 
 
 def pointer(tensor: Tensor | None) -> Tensor | None:
