@@ -10,15 +10,18 @@ BUILT := $(VENV)/.built
 SOURCES := setup.py pyproject.toml tools/native_build.py ssp_fused/_version.py \
 	$(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 .PHONY: demo test lint format gpu-check check-oldest-torch clean
 
 demo: $(BUILT)
 	$(VENV)/bin/python -m ssp_fused.demo
 
-# One process a core, each with one thread: the tensors of the tests are too small to share.
+# One process a core, each with one thread: the tensors of the tests are too small to share. Triton interprets its
+# kernels, or compiles them, by a choice for a whole process: two runs.
 test: $(BUILT)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto tests
+	$(PYTEST) tests --ignore tests/triton_interpreter
+	$(PYTEST) tests/triton_interpreter
 
 lint: $(TOOLS)
 	$(VENV)/bin/ruff check .

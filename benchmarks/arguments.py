@@ -48,7 +48,7 @@ def add_shared(
     parser.add_argument(
         "--out", type=Path, default=DEFAULT_OUT, help=f"folder; default: {DEFAULT_OUT}"
     )
-    parser.add_argument("--figure", action="store_true", help="draw the ratios to eager, too")
+    parser.add_argument("--figure", action="store_true", help="draw the ratios, too")
     parser.add_argument(
         "--compare",
         nargs=2,
@@ -65,22 +65,32 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def shape(text: str) -> tuple[int, ...]:
+    """NxCxHxW, as an argument's type."""
+    sizes = text.split("x")
+    if len(sizes) != 4 or not all(size.isdigit() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be NxCxHxW, such as 128x16x32x32; got {text!r}")
+    return tuple(map(int, sizes))
+
+
 def run(
     benchmark: str,
     parser: argparse.ArgumentParser,
     options: argparse.Namespace,
     tasks: Iterable[Task],
     *,
+    base: str = results.EAGER,
     least: int = MIN_REPEATS,
     warmup: int = Settings.warmup,
 ) -> int:
     """Compare two files, or measure the tasks: print and write each as soon as it is done.
 
     Args:
-        benchmark: Names the result file.
-        parser: Made the options.
-        options: Of :func:`add_shared`.
-        tasks: What to measure.
+        benchmark: Its name, which is that of its files.
+        parser: Of the options.
+        options: With those of :func:`add_shared`.
+        tasks: What is measured.
+        base: The contender to which a figure draws ratios.
         least: Repeats that a result must have at least.
         warmup: Calls before them.
 
@@ -89,7 +99,7 @@ def run(
     """
     if options.compare:
         return _compare(parser, options.compare)
-    settings = _settings(parser, options, least, warmup)
+    settings = _settings(parser, options, base, least, warmup)
     keep_freed_memory()  # else page faults are measured, of every contender
     provenance = machine(torch.device(options.device))
     path = options.out / f"{benchmark}.csv"
@@ -100,7 +110,7 @@ def run(
         rows += found
         results.write(path, rows, provenance)
     if options.figure:
-        figures.draw_ratios(path.with_suffix(".png"), rows)
+        figures.draw_ratios(path.with_suffix(".png"), rows, base)
     print(f"written: {path}")
     return 2 if any(row.status.startswith(results.WRONG) for row in rows) else 0
 
@@ -115,7 +125,11 @@ def _compare(parser: argparse.ArgumentParser, paths: Sequence[Path]) -> int:
 
 
 def _settings(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, least: int, warmup: int
+    parser: argparse.ArgumentParser,
+    options: argparse.Namespace,
+    base: str,
+    least: int,
+    warmup: int,
 ) -> Settings:
     least = QUICK_REPEATS if options.quick else least
     repeats = options.repeats or least
@@ -127,10 +141,8 @@ def _settings(
     if options.graph and device.type != "cuda":
         parser.error(f"--graph needs a cuda device, got {device}")
     if options.figure:
-        if results.EAGER not in options.contenders:
-            parser.error(
-                f"--figure needs the contender {results.EAGER!r}, got {options.contenders}"
-            )
+        if base not in options.contenders:
+            parser.error(f"--figure needs the contender {base!r}, got {options.contenders}")
         try:
             figures.check_available()
         except ImportError as error:

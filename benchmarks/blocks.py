@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=arguments.shape,
         metavar="NxCxHxW",
         help="default: the paper's, and one wide",
     )
@@ -71,13 +71,6 @@ def _task(case: Case, options: argparse.Namespace) -> Task:
         bytes=case.logical_bytes(),
         contenders=contenders(case, options.contenders, compiling=not options.quick),
     )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = text.split("x")
-    if len(sizes) != 4 or not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"must be NxCxHxW, such as 128x16x32x32; got {text!r}")
-    return tuple(map(int, sizes))
 
 
 if __name__ == "__main__":

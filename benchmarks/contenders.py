@@ -23,9 +23,9 @@ from .judge import Judge, Results
 from .memory import Kept, kept_for_backward
 from .packages import apex_stack, inplace_abn_stack
 from .plain import RecordedSigns, plain_stack
-from .results import CONTROL, CONVOLUTIONS, EAGER
+from .results import CONTROL, CONVOLUTIONS, COPY, EAGER
 
-_BACKENDS = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # and the device that each serves
+BACKENDS = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # and the device that each serves
 _COMPILE_MODES = {
     "compile-default": None,
     "compile-reduce-overhead": "reduce-overhead",
@@ -37,11 +37,11 @@ NAMES = (
     EAGER,
     CONTROL,
     "eager-channels-last",
-    *(f"fused-{backend}" for backend in _BACKENDS),
+    *(f"fused-{backend}" for backend in BACKENDS),
     *_COMPILE_MODES,
     *_PACKAGES,
     CONVOLUTIONS,
-    "copy",
+    COPY,
 )
 
 
@@ -68,8 +68,8 @@ def contenders(
 
 
 def _build(name: str, case: Case, rule: Judge, compiling: bool) -> Work:
-    if name == "copy":
-        return _copy(case)
+    if name == COPY:
+        return copy_of(case.logical_bytes(), case.device)
     if name == CONVOLUTIONS:
         return _convolutions(case)
     if name.startswith("fused-"):
@@ -183,15 +183,24 @@ class _FusedSigns(TorchDispatchMode):
 
 def _fused(name: str, case: Case, rule: Judge) -> Work:
     backend = name.removeprefix("fused-")
-    reason = ssp_fused.available_backends()[backend]
-    if reason is not None:
-        raise CannotRunError(reason)
-    if _BACKENDS[backend] != case.device.type:
-        raise CannotRunError(f"it serves {_BACKENDS[backend]} tensors, got {case.device}")
+    require(backend, case.device)
     stack = SSPStack(*(SSPBlock(case.shape[1], case.scheme) for _ in range(case.blocks)))
     network = placed(stack, case, case.layout)
     around = partial(ssp_fused.use_backend, backend)
     return network_work(name, case, rule, network, network, case.layout, _FusedSigns, around)
+
+
+def require(backend: str, device: torch.device) -> None:
+    """Find out that a backend cannot serve tensors on the device.
+
+    Raises:
+        CannotRunError: It cannot; the message says why.
+    """
+    reason = ssp_fused.available_backends()[backend]
+    if reason is not None:
+        raise CannotRunError(reason)
+    if BACKENDS[backend] != device.type:
+        raise CannotRunError(f"it serves {BACKENDS[backend]} tensors, got {device}")
 
 
 def _package(name: str, case: Case, rule: Judge) -> Work:
@@ -227,12 +236,11 @@ def _convolutions(case: Case) -> Work:
     return Work(run, _detached_inputs(case))
 
 
-def _copy(case: Case) -> Work:
-    """A copy within the device that reads and writes as many bytes as the chain's logical ones."""
-    half = case.logical_bytes() // 2
+def copy_of(size: int, device: torch.device) -> Work:
+    """A copy within the device that reads and writes ``size`` bytes, half of them each."""
 
     def inputs(_: int) -> tuple[Tensor, Tensor]:
-        source, target = (torch.ones(half, dtype=torch.uint8, device=case.device) for _ in range(2))
+        source, target = (torch.ones(size // 2, dtype=torch.uint8, device=device) for _ in range(2))
         return source, target
 
     return Work(lambda source, target: target.copy_(source), inputs)

@@ -16,6 +16,7 @@ from .hardware import Machine
 
 OK, WRONG, CANNOT_RUN = "ok", "wrong", "cannot run"
 EAGER, CONTROL, CONVOLUTIONS = "eager", "eager (control)", "convolutions"
+COPY = "copy"  # on the device, of as many bytes
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,9 @@ def _value(text: str, kind: object) -> str | int | float | None:
 def table(rows: Sequence[Row]) -> str:
     """The rows of one group as lines of text."""
     lines = [f"{rows[0].benchmark}: {rows[0].case}, {rows[0].direction}, {rows[0].device}"]
-    head = ("", "median ms", "p20", "p80", "/conv.", "/eager", "GB/s", "kept MB")
-    widths = (24, 10, 10, 10, 8, 8, 8, 9)
+    head = ("", "median ms", "p20", "p80", "/conv.", "/eager", "GB/s", "/copy", "kept MB")
+    widths = (24, 10, 10, 10, 8, 8, 8, 8, 9)
+    copied = next((row.gb_per_s for row in rows if row.contender == COPY), None)
     lines.append("".join(f"{h:>{w}}" for h, w in zip(head, widths, strict=True)))
     for row in rows:
         if row.status != OK:
@@ -140,7 +142,8 @@ def table(rows: Sequence[Row]) -> str:
             continue
         kept = None if row.kept_bytes is None else row.kept_bytes / 1e6
         times = (row.median_ms, row.p20_ms, row.p80_ms)
-        cells = (*times, row.over_convolutions, row.over_eager, row.gb_per_s, kept)
+        share = row.gb_per_s / copied if row.gb_per_s and copied else None
+        cells = (*times, row.over_convolutions, row.over_eager, row.gb_per_s, share, kept)
         texts = (row.contender, *("-" if c is None else f"{c:.3f}" for c in cells))
         lines.append("".join(f"{t:>{w}}" for t, w in zip(texts, widths, strict=True)))
     return "\n".join(lines)

@@ -9,12 +9,15 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 import pytest
 import torch
 
-import ssp_fused
+pytest.register_assert_rewrite("op_judge", "op_table")
 
 
 @pytest.fixture(autouse=True)
 def _same_start():
     """A fixed seed, the automatic backend and default settings at the start of each test."""
+    # Not above: with torch._dynamo it imports triton, for which tests/triton_interpreter has a choice to make first.
+    import ssp_fused
+
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     with ssp_fused.use_backend("auto"):
