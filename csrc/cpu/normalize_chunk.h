@@ -2,8 +2,7 @@
 
 // Normalization and activation of a stage, chunk by chunk.
 
-#include <cmath>
-
+#include "math/normalize.h"
 #include "stage.h"
 
 namespace ssp {
@@ -87,12 +86,6 @@ void normalize_chunk(const Stage<A>& stage, const Chunk& chunk,
     }
     output.z.store(offset, z, n);
   });
-}
-
-// 1 / sqrt(variance + eps), from the variance as it is returned.
-template <class A>
-A reciprocal_deviation(A variance, double eps) {
-  return static_cast<A>(1.0 / std::sqrt(static_cast<double>(variance) + eps));
 }
 
 inline void check_eps(const char* op, double eps) {

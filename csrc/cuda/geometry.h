@@ -1,0 +1,90 @@
+#pragma once
+
+// How an activation is cut into blocks where channels matter. A tile is what a block may work on:
+// one channel in planes, a few neighbouring channels in rows. Its units (unit.cuh) lie in lines of
+// `width` units: a channel's planes, or the tile's piece of every row. The tile's blocks, its
+// parts, take an even share of the units each, in order. In rows a thread keeps to its channels.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../math/divider.h"
+#include "../math/macros.h"
+
+namespace ssp {
+
+// An activation [N, C, *spatial]; s is the product of the spatial sizes.
+struct Extent {
+  int64_t n;
+  int64_t c;
+  int64_t s;
+  bool rows;
+
+  SSP_HD int64_t numel() const { return n * c * s; }
+  SSP_HD int64_t per_channel() const { return n * s; }
+  SSP_HD int64_t line_length() const { return rows ? c : s; }
+};
+
+constexpr int64_t kMaxUnits = int64_t{1} << 31;
+
+struct Geometry {
+  Extent extent;
+  int threads;        // of a block
+  int active;         // threads with work
+  int tiles;          // in the tensor
+  int parts;          // blocks of a tile
+  int tile_channels;  // columns of per-channel tables
+  int units;          // of a whole line
+  Divider width;      // units of a line inside the tile
+  uint32_t tile_units;
+  int64_t line_stride;  // in elements
+  int64_t tile_stride;  // likewise
+
+  int blocks() const { return tiles * parts; }
+  // Values of a table over the tile's channels: a multiple of 16 bytes.
+  SSP_HD int table() const { return (tile_channels + 3) / 4 * 4; }
+  // The part p begins with this unit of the tile.
+  SSP_HD uint32_t part_begin(int part, bool rows) const {
+    const uint32_t quantum = rows ? width.divisor : 1;
+    const uint64_t quanta = rows ? width.quotient(tile_units) : tile_units;
+    return static_cast<uint32_t>(quanta * part / parts) * quantum;
+  }
+  // Units of the largest part.
+  uint32_t part_units() const {
+    const uint32_t quantum = extent.rows ? width.divisor : 1;
+    const uint64_t quanta = tile_units / quantum;
+    return static_cast<uint32_t>((quanta + parts - 1) / parts) * quantum;
+  }
+};
+
+// For blocks of `threads`, about `blocks` of them, and rows cut into pieces of at most `max_width`
+// units. The tensor is not empty.
+inline Geometry channel_geometry(const Extent& extent, int max_width, int threads, int blocks) {
+  Geometry g{};
+  g.extent = extent;
+  g.threads = threads;
+  g.units = static_cast<int>((extent.line_length() + 7) / 8);
+  if (extent.rows) {
+    g.tiles = (g.units + max_width - 1) / max_width;
+    const int width = (g.units + g.tiles - 1) / g.tiles;
+    g.width = Divider(static_cast<uint32_t>(width));
+    g.tile_channels = 8 * width;
+    g.tile_units = static_cast<uint32_t>(extent.per_channel() * width);
+    g.line_stride = extent.c;
+    g.tile_stride = 8 * width;
+    g.active = threads / width * width;
+  } else {
+    g.tiles = static_cast<int>(extent.c);
+    g.width = Divider(static_cast<uint32_t>(g.units));
+    g.tile_channels = 1;
+    g.tile_units = static_cast<uint32_t>(extent.n * g.units);
+    g.line_stride = extent.c * extent.s;
+    g.tile_stride = extent.s;
+    g.active = threads;
+  }
+  const int filled = static_cast<int>((int64_t{g.tile_units} + g.active - 1) / g.active);
+  g.parts = std::max(1, std::min(blocks / g.tiles, filled));
+  return g;
+}
+
+}  // namespace ssp
