@@ -15,16 +15,21 @@ struct SumScratch {
   static SSP_HD size_t bytes(bool rows, int threads, int columns) {
     const size_t staged = rows ? sizeof(float) * kUnit * (threads + kPad) : 0;
     const size_t most = columns > threads ? columns : threads;
-    return staged + sizeof(double) * (most + columns);
+    return staged + sizeof(double) * (most + (columns + 1) / 2 * 2);
   }
   SSP_DEVICE SumScratch(void* shared, bool rows, int columns)
       : staged(static_cast<float*>(shared)),
         partial(reinterpret_cast<double*>(staged + (rows ? kUnit * (blockDim.x + kPad) : 0))),
-        totals(partial + (columns > static_cast<int>(blockDim.x) ? columns : blockDim.x)) {}
+        totals(partial + (columns > static_cast<int>(blockDim.x) ? columns : blockDim.x)),
+        after(totals + (columns + 1) / 2 * 2) {}
+  SSP_DEVICE void* end() const { return after; }
 
   float* staged;
   double* partial;
   double* totals;
+
+ private:
+  double* after;
 };
 
 // totals[column] = sum over i < count of value(i, column), formed by the whole block. Ends with a

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include "../math/divider.h"
 #include "../math/macros.h"
@@ -31,16 +32,19 @@ struct Geometry {
   Extent extent;
   int threads;        // of a block
   int active;         // threads with work
-  int tiles;          // in the tensor
+  int samples;        // that are worked on apart: 1 where statistics are over all of them
+  int tiles;          // of a sample
   int parts;          // blocks of a tile
   int tile_channels;  // columns of per-channel tables
   int units;          // of a whole line
   Divider width;      // units of a line inside the tile
   uint32_t tile_units;
-  int64_t line_stride;  // in elements
-  int64_t tile_stride;  // likewise
+  int channel_step;     // in the tile's tables, from a line to the next
+  int64_t line_stride;  // in elements, as the two below
+  int64_t tile_stride;
+  int64_t sample_stride;
 
-  int blocks() const { return tiles * parts; }
+  unsigned blocks() const { return static_cast<unsigned>(samples) * tiles * parts; }
   // Values of a table over the tile's channels: a multiple of 16 bytes.
   SSP_HD int table() const { return (tile_channels + 3) / 4 * 4; }
   // The part p begins with this unit of the tile.
@@ -57,12 +61,13 @@ struct Geometry {
   }
 };
 
-// For blocks of `threads`, about `blocks` of them, and rows cut into pieces of at most `max_width`
-// units. The tensor is not empty.
+// For statistics over all samples, blocks of `threads`, about `blocks` of them, and rows cut into
+// pieces of at most `max_width` units. The tensor is not empty.
 inline Geometry channel_geometry(const Extent& extent, int max_width, int threads, int blocks) {
   Geometry g{};
   g.extent = extent;
   g.threads = threads;
+  g.samples = 1;
   g.units = static_cast<int>((extent.line_length() + 7) / 8);
   if (extent.rows) {
     g.tiles = (g.units + max_width - 1) / max_width;
@@ -84,6 +89,50 @@ inline Geometry channel_geometry(const Extent& extent, int max_width, int thread
   }
   const int filled = static_cast<int>((int64_t{g.tile_units} + g.active - 1) / g.active);
   g.parts = std::max(1, std::min(blocks / g.tiles, filled));
+  return g;
+}
+
+// For statistics of each sample and group, and one part: the tile holds whole groups. Its lines are
+// the group's channels in planes.
+inline Geometry group_geometry(const Extent& extent, int num_groups) {
+  constexpr int kLeastThreads = 64;
+  constexpr int kMostThreads = 512;
+  constexpr int kWidth = 8;  // units of a row, where groups allow it
+  Geometry g{};
+  g.extent = extent;
+  g.samples = static_cast<int>(extent.n);
+  g.sample_stride = extent.c * extent.s;
+  g.parts = 1;
+  g.units = static_cast<int>((extent.line_length() + 7) / 8);
+  const int64_t members = extent.c / num_groups;
+  if (extent.rows) {
+    int width = g.units;
+    if (extent.c % 8 == 0) {
+      const int least = static_cast<int>(std::lcm(int64_t{8}, members) / 8);
+      width = least;
+      while (width + least <= kWidth && g.units % (width + least) == 0) width += least;
+    }
+    g.tiles = g.units / width;
+    g.width = Divider(static_cast<uint32_t>(width));
+    g.tile_channels = 8 * width;
+    g.tile_units = static_cast<uint32_t>(extent.s * width);
+    g.line_stride = extent.c;
+    g.tile_stride = 8 * width;
+  } else {
+    g.tiles = num_groups;
+    g.width = Divider(static_cast<uint32_t>(g.units));
+    g.tile_channels = static_cast<int>(members);
+    g.tile_units = static_cast<uint32_t>(members * g.units);
+    g.channel_step = 1;
+    g.line_stride = extent.s;
+    g.tile_stride = members * extent.s;
+  }
+  g.threads = kLeastThreads;
+  while (g.threads < kMostThreads &&
+         (g.tile_units > 2u * g.threads || (extent.rows && g.width.divisor > g.threads))) {
+    g.threads *= 2;
+  }
+  g.active = extent.rows ? g.threads / g.width.divisor * g.width.divisor : g.threads;
   return g;
 }
 

@@ -48,14 +48,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
     for (int i = 0; i < kBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
       places[i] = walk.at(unit + i * step);
-      if (places[i].length <= 0) continue;
       raw_dz[i] = load_unit<kAligned>(gradient.dz, places[i].offset, places[i].length);
       raw_u[i] = load_unit<kAligned>(gradient.u, places[i].offset, places[i].length);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const Place& place = places[i];
-      if (unit + i * step >= walk.end || place.length <= 0) continue;
+      if (unit + i * step >= walk.end) continue;
       float dz[kUnit];
       float u[kUnit];
       unpack(raw_dz[i], gradient.dz.storage, dz);
@@ -109,7 +108,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
   const float scale = scale_of(gradient);
   for (uint32_t unit = walk.begin; unit < walk.end; unit += geometry.active) {
     const Place place = walk.at(unit);
-    if (place.length <= 0) continue;
     const RawUnit raw_dz = load_unit<kAligned>(gradient.dz, place.offset, place.length);
     const auto raw_extras = extras.load(place.offset, place.length);
     float dz[kUnit];

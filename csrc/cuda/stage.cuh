@@ -107,11 +107,11 @@ SSP_DEVICE void for_each_stage_unit(const Walk<kRows>& walk,
     for (int i = 0; i < kBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
       places[i] = walk.at(unit + i * step);
-      if (places[i].length > 0) raw[i] = stage.sum.load(places[i].offset, places[i].length);
+      raw[i] = stage.sum.load(places[i].offset, places[i].length);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (unit + i * step >= walk.end || places[i].length <= 0) continue;
+      if (unit + i * step >= walk.end) continue;
       float u[kUnit];
       stage.produce(raw[i], places[i], u);
       f(places[i], u);

@@ -8,8 +8,8 @@ namespace ssp {
 // A unit of the tile, by its place.
 struct Place {
   int64_t offset;     // of its first element
-  int64_t mask_byte;  // see _layout.mask_shape
-  int length;         // elements; not positive beyond the last channel
+  int64_t mask_byte;  // see _layout.mask_shape; where there is one sample
+  int length;         // elements
   int column;         // of its first element in the tile's table of channels
 };
 
@@ -17,8 +17,15 @@ struct Place {
 template <bool kRows>
 struct Walk {
   SSP_DEVICE explicit Walk(const Geometry& geometry)
-      : g(geometry), tile(blockIdx.x % g.tiles), part(blockIdx.x / g.tiles) {
-    const bool active = static_cast<int>(threadIdx.x) < g.active;
+      : g(geometry),
+        tile(blockIdx.x % g.tiles),
+        part(blockIdx.x / g.tiles % g.parts),
+        sample(blockIdx.x / g.tiles / g.parts) {
+    bool active = static_cast<int>(threadIdx.x) < g.active;
+    if constexpr (kRows) {
+      const uint32_t width = g.width.divisor;
+      active = active && static_cast<int>(tile * width + threadIdx.x % width) < g.units;
+    }
     const uint32_t first = g.part_begin(part, kRows);
     end = g.part_begin(part + 1, kRows);
     begin = active ? first + threadIdx.x : end;
@@ -29,10 +36,11 @@ struct Walk {
     const int in_line = static_cast<int>(unit - line * g.width.divisor);
     const int first = kRows ? tile * static_cast<int>(g.width.divisor) + in_line : in_line;
     const int64_t mask_line = kRows ? line : line * g.extent.c + tile;
-    return {tile * g.tile_stride + line * g.line_stride + in_line * int64_t{kUnit},
+    return {sample * g.sample_stride + tile * g.tile_stride + line * g.line_stride +
+                in_line * int64_t{kUnit},
             mask_line * g.units + first,
             static_cast<int>(min(int64_t{kUnit}, length() - first * int64_t{kUnit})),
-            kRows ? in_line * kUnit : 0};
+            kRows ? in_line * kUnit : static_cast<int>(line) * g.channel_step};
   }
 
   // Channels of the tensor that the tile's columns stand for.
@@ -58,6 +66,7 @@ struct Walk {
   const Geometry& g;
   int tile;
   int part;
+  int sample;
   uint32_t begin;
   uint32_t end;
 };

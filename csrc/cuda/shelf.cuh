@@ -1,0 +1,46 @@
+#pragma once
+
+// Units that the threads of a block keep in shared memory between two passes, where it has room.
+
+#include "device.h"
+#include "walk.cuh"
+
+namespace ssp {
+
+// The units' size is known at run time: a word holds an element, or two of half the size.
+struct Shelf {
+  static SSP_HD int words(Storage storage) { return storage == Storage::kFloat ? 8 : 4; }
+
+  // Bytes that `words` of every unit of a thread take, or 0 where they do not fit beside `base`.
+  static size_t bytes(const Geometry& g, int words, size_t base, const Device& device) {
+    const size_t units = (g.part_units() + g.active - 1) / g.active;
+    const size_t wanted = units * words * sizeof(uint32_t) * g.threads;
+    return base + wanted <= static_cast<size_t>(device.shared_bytes) ? wanted : 0;
+  }
+
+  SSP_DEVICE explicit Shelf(void* shared) : own(static_cast<uint4*>(shared) + threadIdx.x) {}
+
+  SSP_DEVICE void put(int vector, Storage storage, const RawUnit& raw) const {
+    store_words(own + vector * blockDim.x, raw.words);
+    if (storage == Storage::kFloat) store_words(own + (vector + 1) * blockDim.x, raw.words + 4);
+  }
+  SSP_DEVICE RawUnit get(int vector, Storage storage) const {
+    RawUnit raw;
+    copy(vector, raw.words);
+    if (storage == Storage::kFloat) copy(vector + 1, raw.words + 4);
+    return raw;
+  }
+
+ private:
+  SSP_DEVICE void copy(int vector, uint32_t* words) const {
+    const uint4 kept = own[vector * blockDim.x];
+    words[0] = kept.x;
+    words[1] = kept.y;
+    words[2] = kept.z;
+    words[3] = kept.w;
+  }
+
+  uint4* own;
+};
+
+}  // namespace ssp
