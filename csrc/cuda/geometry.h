@@ -92,11 +92,12 @@ inline Geometry channel_geometry(const Extent& extent, int max_width, int thread
   return g;
 }
 
+constexpr int kGroupNormThreads = 512;  // at most
+
 // For statistics of each sample and group, and one part: the tile holds whole groups. Its lines are
 // the group's channels in planes.
 inline Geometry group_geometry(const Extent& extent, int num_groups) {
   constexpr int kLeastThreads = 64;
-  constexpr int kMostThreads = 512;
   constexpr int kWidth = 8;  // units of a row, where groups allow it
   Geometry g{};
   g.extent = extent;
@@ -128,7 +129,7 @@ inline Geometry group_geometry(const Extent& extent, int num_groups) {
     g.tile_stride = members * extent.s;
   }
   g.threads = kLeastThreads;
-  while (g.threads < kMostThreads &&
+  while (g.threads < kGroupNormThreads &&
          (g.tile_units > 2u * g.threads || (extent.rows && g.width.divisor > g.threads))) {
     g.threads *= 2;
   }

@@ -8,8 +8,6 @@
 
 namespace ssp {
 
-constexpr int kGroupNormThreads = 512;  // at most
-
 // Group g of the tile, whose columns of the tables are [first, first + members).
 struct Group {
   template <bool kRows>
@@ -113,7 +111,9 @@ inline void run_group_norm(const GroupNormParams& params, const Device& device,
                            cudaStream_t stream) {
   const Geometry g = group_geometry(params.extent, params.num_groups);
   const size_t base = group_norm_shared_of(g);
-  const size_t shelf = Shelf::bytes(g, Shelf::words(params.stage.u.storage), base, device);
+  const int units = static_cast<int>((g.part_units() + g.active - 1) / g.active);
+  const size_t shelf =
+      Shelf::bytes(units, Shelf::words(params.stage.u.storage), g.threads, base, device);
   const bool aligned =
       is_aligned(params.extent, addresses(params.stage.sum) | address(params.stage.u.data) |
                                     address(params.z.data));

@@ -137,14 +137,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks)
   }
 }
 
-template <class F>
-void with_layout_variant(bool rows, bool aligned, const F& f) {
-  const auto with_rows = [&]<bool kRows>() {
-    return aligned ? f.template operator()<kRows, true>() : f.template operator()<kRows, false>();
-  };
-  return rows ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
-}
-
 inline void run_norm_reduce_partials(const NormReduceParams& params, cudaStream_t stream) {
   const Geometry& g = params.geometry;
   const bool aligned =

@@ -11,10 +11,9 @@ namespace ssp {
 struct Shelf {
   static SSP_HD int words(Storage storage) { return storage == Storage::kFloat ? 8 : 4; }
 
-  // Bytes that `words` of every unit of a thread take, or 0 where they do not fit beside `base`.
-  static size_t bytes(const Geometry& g, int words, size_t base, const Device& device) {
-    const size_t units = (g.part_units() + g.active - 1) / g.active;
-    const size_t wanted = units * words * sizeof(uint32_t) * g.threads;
+  // Bytes that `words` of each of a thread's units take, or 0 where they do not fit beside `base`.
+  static size_t bytes(int units, int words, int threads, size_t base, const Device& device) {
+    const size_t wanted = sizeof(uint32_t) * units * words * threads;
     return base + wanted <= static_cast<size_t>(device.shared_bytes) ? wanted : 0;
   }
 

@@ -151,4 +151,13 @@ void with_stage_variant(bool rows, int count, bool aligned, const F& f) {
   return rows ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
 }
 
+// Calls f<kRows, kAligned>().
+template <class F>
+void with_layout_variant(bool rows, bool aligned, const F& f) {
+  const auto with_rows = [&]<bool kRows>() {
+    return aligned ? f.template operator()<kRows, true>() : f.template operator()<kRows, false>();
+  };
+  return rows ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
+}
+
 }  // namespace ssp
