@@ -88,17 +88,4 @@ void normalize_chunk(const Stage<A>& stage, const Chunk& chunk,
   });
 }
 
-inline void check_eps(const char* op, double eps) {
-  STD_TORCH_CHECK(eps >= 0, op, ": eps must be at least 0, but is ", eps);
-}
-
-// The dtype asked for, or `otherwise`.
-inline ScalarType result_dtype(const char* op, const char* name,
-                               const std::optional<ScalarType>& asked, ScalarType otherwise) {
-  const ScalarType dtype = asked.value_or(otherwise);
-  check_floating(op, name, dtype);
-  check_mixture(op, name, dtype, "the operands", otherwise);
-  return dtype;
-}
-
 }  // namespace ssp

@@ -9,22 +9,11 @@
 #include <cstdint>
 #include <numeric>
 
+#include "../extent.h"
 #include "../math/divider.h"
 #include "../math/macros.h"
 
 namespace ssp {
-
-// An activation [N, C, *spatial]; s is the product of the spatial sizes.
-struct Extent {
-  int64_t n;
-  int64_t c;
-  int64_t s;
-  bool rows;
-
-  SSP_HD int64_t numel() const { return n * c * s; }
-  SSP_HD int64_t per_channel() const { return n * s; }
-  SSP_HD int64_t line_length() const { return rows ? c : s; }
-};
 
 constexpr int64_t kMaxUnits = int64_t{1} << 31;
 

@@ -2,11 +2,10 @@
 
 #include <cstdint>
 
+#include "../math/combine.h"
 #include "../math/macros.h"
 
 namespace ssp {
-
-constexpr int kMaxTerms = 6;
 
 // kDouble: small vectors only; activations are never stored in it.
 enum class Storage : int { kFloat, kHalf, kBfloat16, kDouble };

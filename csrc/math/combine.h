@@ -4,6 +4,8 @@
 
 namespace ssp {
 
+constexpr int kMaxTerms = 6;  // _ops.MAX_TERMS
+
 // A sum with one more term.
 template <class A>
 SSP_HD A plus_term(A total, A coefficient, A term) {
