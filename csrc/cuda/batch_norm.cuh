@@ -8,7 +8,7 @@
 
 namespace ssp {
 
-constexpr int kBatchNormThreads = 512;  // one block a multiprocessor, with all its registers
+constexpr int kBatchNormThreads = 384;  // one block a multiprocessor, with all its registers
 constexpr int kBatchNormMaxWidth = 4;   // narrow tiles have few partial moments to merge
 
 // u is kept; kWords words hold a unit of it.

@@ -81,12 +81,12 @@ inline Geometry channel_geometry(const Extent& extent, int max_width, int thread
   return g;
 }
 
-constexpr int kGroupNormThreads = 512;  // at most
+constexpr int kGroupNormThreads = 384;  // at most
 
 // For statistics of each sample and group, and one part: the tile holds whole groups. Its lines are
 // the group's channels in planes.
 inline Geometry group_geometry(const Extent& extent, int num_groups) {
-  constexpr int kLeastThreads = 64;
+  constexpr int kLeastThreads = 96;
   constexpr int kWidth = 8;  // units of a row, where groups allow it
   Geometry g{};
   g.extent = extent;
@@ -119,7 +119,8 @@ inline Geometry group_geometry(const Extent& extent, int num_groups) {
   }
   g.threads = kLeastThreads;
   while (g.threads < kGroupNormThreads &&
-         (g.tile_units > 2u * g.threads || (extent.rows && g.width.divisor > g.threads))) {
+         (g.tile_units / 2 > static_cast<uint32_t>(g.threads) ||
+          (extent.rows && static_cast<int>(g.width.divisor) > g.threads))) {
     g.threads *= 2;
   }
   g.active = extent.rows ? g.threads / g.width.divisor * g.width.divisor : g.threads;

@@ -4,7 +4,7 @@
 
 namespace ssp {
 
-constexpr int kBackwardThreads = 256;
+constexpr int kBackwardThreads = 192;
 constexpr int kBackwardBlocks = 2;  // a multiprocessor
 constexpr int kReduceMaxWidth = 4;  // narrow tiles have few partial sums to merge
 constexpr int kBackwardMaxWidth = 32;

@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kRunningStatsThreads)
       const float factor = params.cumulative ? 1 / static_cast<float>(tracked + use + 1)
                                              : static_cast<float>(params.momentum);
       const int64_t i = use * params.channels + c;
-      blend(params.running_mean, c, params.means[i], factor);
-      blend(params.running_var, c, params.variances[i] * correction, factor);
+      blend(params.running_mean, c, value_at(params.means, i), factor);
+      blend(params.running_var, c, value_at(params.variances, i) * correction, factor);
     }
   }
 }

@@ -11,8 +11,8 @@ struct RunningStatsParams {
   Operand running_mean;
   Operand running_var;
   int64_t* tracked;  // may be null
-  const float* means;
-  const float* variances;
+  Operand means;
+  Operand variances;
   int64_t uses;
   int64_t channels;
   double count;
