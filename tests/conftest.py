@@ -5,6 +5,8 @@ import torch
 
 import ssp_fused
 
+pytest.register_assert_rewrite("op_judge", "op_table")
+
 
 @pytest.fixture(autouse=True)
 def _same_start():
