@@ -13,7 +13,7 @@ constexpr int kChannelSumBatch = 4;  // units whose loads a thread has in flight
 
 inline Geometry channel_sum_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kChannelSumMaxWidth, kChannelSumThreads,
-                          kChannelSumBlocks * device.multiprocessors);
+                          streaming_blocks(extent, kChannelSumBlocks, device));
 }
 
 template <bool kRows, bool kAligned>

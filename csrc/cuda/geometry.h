@@ -12,6 +12,7 @@
 #include "../extent.h"
 #include "../math/divider.h"
 #include "../math/macros.h"
+#include "device.h"
 
 namespace ssp {
 
@@ -28,6 +29,8 @@ struct Geometry {
   int units;          // of a whole line
   Divider width;      // units of a line inside the tile
   uint32_t tile_units;
+  uint32_t share;       // of a part: lines in rows, units in planes
+  uint32_t longer;      // parts that have one more
   int channel_step;     // in the tile's tables, from a line to the next
   int64_t line_stride;  // in elements, as the two below
   int64_t tile_stride;
@@ -36,17 +39,19 @@ struct Geometry {
   unsigned blocks() const { return static_cast<unsigned>(samples) * tiles * parts; }
   // Values of a table over the tile's channels: a multiple of 16 bytes.
   SSP_HD int table() const { return (tile_channels + 3) / 4 * 4; }
-  // The part p begins with this unit of the tile.
-  SSP_HD uint32_t part_begin(int part, bool rows) const {
-    const uint32_t quantum = rows ? width.divisor : 1;
-    const uint64_t quanta = rows ? width.quotient(tile_units) : tile_units;
-    return static_cast<uint32_t>(quanta * part / parts) * quantum;
+  // The part begins with this unit of the tile.
+  SSP_HD uint32_t part_begin(uint32_t part, bool rows) const {
+    const uint32_t shares = part * share + (part < longer ? part : longer);
+    return rows ? shares * width.divisor : shares;
   }
-  // Units of the largest part.
-  uint32_t part_units() const {
-    const uint32_t quantum = extent.rows ? width.divisor : 1;
-    const uint64_t quanta = tile_units / quantum;
-    return static_cast<uint32_t>((quanta + parts - 1) / parts) * quantum;
+  // Units of the largest part, which is the first.
+  uint32_t part_units() const { return part_begin(1, extent.rows); }
+
+  void cut(int count) {
+    parts = count;
+    const uint32_t shares = extent.rows ? tile_units / width.divisor : tile_units;
+    share = shares / count;
+    longer = shares % count;
   }
 };
 
@@ -77,8 +82,15 @@ inline Geometry channel_geometry(const Extent& extent, int max_width, int thread
     g.active = threads;
   }
   const int filled = static_cast<int>((int64_t{g.tile_units} + g.active - 1) / g.active);
-  g.parts = std::max(1, std::min(blocks / g.tiles, filled));
+  g.cut(std::max(1, std::min(blocks / g.tiles, filled)));
   return g;
+}
+
+// Blocks of a kernel that need not all be on chip at once. In planes there are several times as
+// many: channels seldom divide them, and more blocks leave less over.
+inline int streaming_blocks(const Extent& extent, int per_multiprocessor, const Device& device) {
+  constexpr int kPlaneWaves = 4;
+  return per_multiprocessor * device.multiprocessors * (extent.rows ? 1 : kPlaneWaves);
 }
 
 constexpr int kGroupNormThreads = 384;  // at most
@@ -92,7 +104,6 @@ inline Geometry group_geometry(const Extent& extent, int num_groups) {
   g.extent = extent;
   g.samples = static_cast<int>(extent.n);
   g.sample_stride = extent.c * extent.s;
-  g.parts = 1;
   g.units = static_cast<int>((extent.line_length() + 7) / 8);
   const int64_t members = extent.c / num_groups;
   if (extent.rows) {
@@ -124,6 +135,7 @@ inline Geometry group_geometry(const Extent& extent, int num_groups) {
     g.threads *= 2;
   }
   g.active = extent.rows ? g.threads / g.width.divisor * g.width.divisor : g.threads;
+  g.cut(1);
   return g;
 }
 

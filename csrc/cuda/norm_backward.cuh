@@ -11,12 +11,12 @@ constexpr int kBackwardMaxWidth = 32;
 
 inline Geometry norm_reduce_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kReduceMaxWidth, kBackwardThreads,
-                          kBackwardBlocks * device.multiprocessors);
+                          streaming_blocks(extent, kBackwardBlocks, device));
 }
 
 inline Geometry norm_backward_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kBackwardMaxWidth, kBackwardThreads,
-                          kBackwardBlocks * device.multiprocessors);
+                          streaming_blocks(extent, kBackwardBlocks, device));
 }
 
 inline size_t gradient_shared(const Geometry& g) {

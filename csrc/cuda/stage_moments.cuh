@@ -12,7 +12,7 @@ constexpr int kMomentsMaxWidth = 4;  // narrow tiles have few partial moments to
 
 inline Geometry stage_moments_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kMomentsMaxWidth, kMomentsThreads,
-                          kMomentsBlocks * device.multiprocessors);
+                          streaming_blocks(extent, kMomentsBlocks, device));
 }
 
 template <bool kRows, int kTerms, bool kAligned>

@@ -51,9 +51,10 @@ inline void run_stage_norm_act(const StageNormActParams& params, const Device& d
                                cudaStream_t stream) {
   const Extent& extent = params.extent;
   const bool merges = params.batch.partials != nullptr;
-  const Geometry geometry = merges ? params.batch_geometry
-                                   : channel_geometry(extent, kNormActMaxWidth, kNormActThreads,
-                                                      kNormActBlocks * device.multiprocessors);
+  const Geometry geometry =
+      merges ? params.batch_geometry
+             : channel_geometry(extent, kNormActMaxWidth, kNormActThreads,
+                                streaming_blocks(extent, kNormActBlocks, device));
   const bool aligned = is_aligned(
       extent, addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data));
   const size_t shared =
