@@ -17,7 +17,7 @@ from pathlib import Path
 from tools import native_build
 
 HERE = Path(__file__).resolve().parent
-NAME = "cuda_on_host"
+NAME = "ssp_fused_emulated"
 # The device's and the dispatcher's part of the library, for which module.cpp stands in.
 REPLACED = ("current.cpp", "register.cpp")
 FLAGS = ["-O1", "-Wall", "-Wno-unknown-pragmas", "-ffp-contract=off"]
@@ -101,7 +101,7 @@ def _cxx(sanitize: bool) -> list[str]:
 def _command(csrc: Path, sanitize: bool) -> list[str]:
     import pybind11
 
-    cuda = Path(native_build.find_nvcc(os.environ)).resolve().parents[1] / "include"
+    cuda = native_build.toolkit(native_build.find_nvcc(os.environ)) / "include"
     flags = [native_build.STANDARD, *FLAGS, *native_build.HIDDEN, *native_build.STABLE_ABI]
     system = [cuda, pybind11.get_include(), sysconfig.get_path("include")]
     includes = [option for path in system for option in ("-isystem", str(path))]

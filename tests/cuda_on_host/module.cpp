@@ -77,7 +77,7 @@ py::list take_launches() {
 
 }  // namespace
 
-PYBIND11_MODULE(cuda_on_host, m) {
+PYBIND11_MODULE(ssp_fused_emulated, m) {
   const emulator::Settings usual;
   m.def("add_to", &add_to, py::arg("namespace"), "Register the ops for CPU tensors.");
   m.def("configure", &configure, py::kw_only(), py::arg("multiprocessors") = usual.multiprocessors,
