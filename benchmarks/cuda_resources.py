@@ -113,7 +113,7 @@ def find_cuobjdump() -> Path | None:
     """The disassembler, if there is one."""
     folders = []
     with contextlib.suppress(native_build.LeftOut):
-        folders.append(Path(native_build.find_nvcc(os.environ)).resolve().parent)
+        folders.append(native_build.toolkit(native_build.find_nvcc(os.environ)) / "bin")
     if triton := importlib.util.find_spec("triton"):
         folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
     path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")])

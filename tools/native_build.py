@@ -102,6 +102,14 @@ def find_nvcc(env: Mapping[str, str]) -> str:
     raise LeftOut(f"no nvcc; looked for {looked}")
 
 
+def toolkit(nvcc: str) -> Path:
+    """The folder of nvcc's toolkit, as it says itself: on PATH there may be but a script that calls it."""
+    top = re.search(r"^#\$ TOP=(.*)$", _output([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]), re.M)
+    if top is None:
+        raise LeftOut(f"{nvcc} --dryrun does not name its folder")
+    return Path(top[1]).resolve()
+
+
 def find_cxx(env: Mapping[str, str]) -> list[str]:
     """The command of a compiler that compiles and links C++20."""
     names = [env["CXX"]] if env.get("CXX") else ["c++", "g++", "clang++"]
