@@ -42,9 +42,12 @@ struct OnChip {
 
   SSP_DEVICE explicit OnChip(void* shared) : shelf(static_cast<uint4*>(shared) + threadIdx.x) {}
 
-  // Loads the thread's units, kBatch at once, and keeps what f(raw, place, kept) puts into kept.
-  template <int kBatch, bool kRows, class Load, class F>
+  // Loads the thread's units, kMost or as many as registers hold at once, and keeps what
+  // f(raw, place, kept) puts into kept.
+  template <int kMost, bool kRows, class Load, class F>
   SSP_DEVICE void fill(const Walk<kRows>& walk, const Load& load, const F& f) {
+    constexpr int kBatch = kMost < kRegisters ? kMost : kRegisters;
+    static_assert(kRegisters % kBatch == 0, "no batch may be partly in registers");
     const auto batch = [&](int first, const auto& keep) {
       decltype(load(Place{})) raw[kBatch];
       Place places[kBatch];
@@ -101,12 +104,7 @@ struct OnChip {
     Kept kept;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      uint32_t* words = kept.tensor[v / (kWords / 4)].words + v % (kWords / 4) * 4;
-      const uint4 loaded = *place(k, v);
-      words[0] = loaded.x;
-      words[1] = loaded.y;
-      words[2] = loaded.z;
-      words[3] = loaded.w;
+      set_words(*place(k, v), kept.tensor[v / (kWords / 4)].words + v % (kWords / 4) * 4);
     }
     return kept;
   }

@@ -25,20 +25,12 @@ struct Shelf {
   }
   SSP_DEVICE RawUnit get(int vector, Storage storage) const {
     RawUnit raw;
-    copy(vector, raw.words);
-    if (storage == Storage::kFloat) copy(vector + 1, raw.words + 4);
+    set_words(own[vector * blockDim.x], raw.words);
+    if (storage == Storage::kFloat) set_words(own[(vector + 1) * blockDim.x], raw.words + 4);
     return raw;
   }
 
  private:
-  SSP_DEVICE void copy(int vector, uint32_t* words) const {
-    const uint4 kept = own[vector * blockDim.x];
-    words[0] = kept.x;
-    words[1] = kept.y;
-    words[2] = kept.z;
-    words[3] = kept.w;
-  }
-
   uint4* own;
 };
 

@@ -21,12 +21,15 @@ struct RawUnit {
   uint32_t words[kUnit];
 };
 
+SSP_DEVICE void set_words(const uint4& four, uint32_t* words) {
+  words[0] = four.x;
+  words[1] = four.y;
+  words[2] = four.z;
+  words[3] = four.w;
+}
+
 SSP_DEVICE void load_words(const void* address, uint32_t* words) {
-  const uint4 loaded = __ldg(static_cast<const uint4*>(address));
-  words[0] = loaded.x;
-  words[1] = loaded.y;
-  words[2] = loaded.z;
-  words[3] = loaded.w;
+  set_words(__ldg(static_cast<const uint4*>(address)), words);
 }
 
 SSP_DEVICE void store_words(void* address, const uint32_t* words) {

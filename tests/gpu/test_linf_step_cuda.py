@@ -130,9 +130,9 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda a, g, x: (a, g[:1], x), r"grad must have x_adv's shape \[2, 3\], but has \[1, 3\]"),
+        (lambda a, g, x: (a, g[:1], x), r"grad must have the shape \[2, 3\], but has \[1, 3\]"),
         (lambda a, g, x: (a, g, x.half()), "x must have x_adv's dtype Float, but has Half"),
-        (lambda a, g, x: (a, g.cpu(), x), "grad must be on x_adv's device cuda:0"),
+        (lambda a, g, x: (a, g.cpu(), x), "grad must be on cuda:0 like the first operand"),
         (lambda a, g, x: (a.cpu(), g, x), "x_adv must be on a CUDA device"),
         (lambda a, g, x: (a.int(), g.int(), x.int()), "x_adv must be float32, float64, float16"),
     ],
