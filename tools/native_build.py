@@ -41,6 +41,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 PER_ISA_SOURCE = "tiles.cpp"
 DEFAULT_CUDA_HOME = "/usr/local/cuda"
+# Keeps what a compiler says beside its object file, and prints it without the kernels' resources.
+LOGGED = '"$@" > "$0" 2>&1; status=$?; grep -Ev "^ptxas info|bytes stack frame" "$0"; exit $status'
 BYTES_PER_JOB = 2 * 2**30
 
 
@@ -98,6 +100,14 @@ def find_nvcc(env: Mapping[str, str]) -> str:
             return found
     looked = ", ".join("nvcc on PATH" if place == "nvcc" else place for place in places)
     raise LeftOut(f"no nvcc; looked for {looked}")
+
+
+def toolkit(nvcc: str) -> Path:
+    """The folder of nvcc's toolkit, as it says itself: on PATH there may be but a script that calls it."""
+    top = re.search(r"^#\$ TOP=(.*)$", _output([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]), re.M)
+    if top is None:
+        raise LeftOut(f"{nvcc} --dryrun does not name its folder")
+    return Path(top[1]).resolve()
 
 
 def find_cxx(env: Mapping[str, str]) -> list[str]:
@@ -197,7 +207,8 @@ class Plan:
         """Add a compilation; returns the object file."""
         output = self.folder / source.parent.name / f"{source.name}{tag}.o"
         files = ["-MD", "-MF", f"{output}.d", "-c", str(source), "-o", str(output)]
-        self.steps.append(Step([*command, *files], [source], output, is_link=False))
+        logged = ["sh", "-c", LOGGED, f"{output}.log"] if source.suffix == ".cu" else []
+        self.steps.append(Step([*logged, *command, *files], [source], output, is_link=False))
         return output
 
     def link(
@@ -253,7 +264,7 @@ def _plan_cuda(plan: Plan, env: Mapping[str, str], torch: Torch, resolve: bool) 
     command += [f"-I{CSRC}", *torch.include, "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
     objects = [plan.compile(command, source) for source in sorted(CSRC.glob("cuda/*.cpp"))]
     for source in sorted(CSRC.glob("cuda/*.cu")):
-        objects.append(plan.compile([*command, *gencode(archs)], source))
+        objects.append(plan.compile([*command, "-Xptxas=-v", *gencode(archs)], source))
     # libtorch.so, which a CPU build of torch has too, brings libtorch_cuda.so along at run time;
     # nothing refers to it by name, so that the linker would drop it.
     libraries = [*torch.libraries, "-Xlinker", "--no-as-needed,-ltorch,--as-needed"]
@@ -284,6 +295,11 @@ def _plan_bindings(plan: Plan, cxx: list[str], torch: Torch) -> None:
     plan.link([*cxx, "-shared"], [plan.compile(command, CSRC / "bindings.cpp")], "_C", [])
 
 
+def object_folder(torch: Torch) -> Path:
+    """Where a build against ``torch`` keeps its object files and the compilers' messages."""
+    return ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch-{torch.version}"
+
+
 def make_plan(target: Path, env: Mapping[str, str], torch_root: Path | None = None) -> Plan:
     """Decide what to build into ``target``, and how.
 
@@ -304,8 +320,7 @@ def make_plan(target: Path, env: Mapping[str, str], torch_root: Path | None = No
     else:
         torch = Torch.at(torch_root) if torch_root else Torch.installed()
         if not torch_root:
-            tag = f"{sys.implementation.cache_tag}-torch-{torch.version}"
-            plan.folder = ROOT / "build" / f"native-{tag}"
+            plan.folder = object_folder(torch)
         plan.compiler = _output([*cxx, "--version"]).splitlines()[0]
         plan.attempt("_ops", _plan_ops, cxx, torch)
         plan.attempt("_cuda", _plan_cuda, env, torch, torch_root is not None)

@@ -39,8 +39,7 @@ class Extras {
  public:
   Extras(const char* op, const std::vector<Tensor>& extras, const std::vector<double>& numbers,
          const OptionalTensor& tensor, const Tensor& like, bool rows, ScalarType du_dtype) {
-    STD_TORCH_CHECK(extras.size() <= kMaxTerms, op,
-                    ": extras must hold at most 6 tensors, but holds ", extras.size());
+    check_operands(op, "extras", extras.size(), 0, kMaxTerms);
     for (const double value :
          numbers_or(op, "extra_coefficients", numbers, tensor, extras.size())) {
       coefficients_.push_back(static_cast<A>(value));

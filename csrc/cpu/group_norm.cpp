@@ -54,11 +54,6 @@ ChannelParameters<A> affine_parameters(const char* op, const Partition& sample,
                               channel_vector<A>(op, "beta", beta, c, 0));
 }
 
-void check_groups(const char* op, int64_t num_groups, int64_t channels) {
-  STD_TORCH_CHECK(num_groups > 0 && channels % num_groups == 0, op, ": num_groups must divide the ",
-                  channels, " channels, but is ", num_groups);
-}
-
 }  // namespace
 
 Tensors<4> stage_group_norm_act(const std::vector<Tensor>& terms, const Coefficients& coefficients,
@@ -138,8 +133,7 @@ Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
                                    const OptionalTensor& extra_coefficient_tensor, bool write_z) {
   const char* op = "group_norm_act_backward";
   const StageArguments arguments(op, {u}, {1.0}, std::nullopt, channel_bias);
-  check_like(op, "dz", dz, u);
-  check_mixture(op, "dz", dz.scalar_type(), "u", u.scalar_type());
+  check_dz(op, dz, u);
   check_activation_code(op, activation);
   const Extent e = arguments.extent;
   STD_TORCH_CHECK(mean.dim() == 2, op, ": mean must have the shape [N, num_groups], but has ",

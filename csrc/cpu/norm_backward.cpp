@@ -111,12 +111,6 @@ StageArguments stored_stage(const char* op, const Tensor& u) {
   return StageArguments(op, {u}, {1.0}, std::nullopt, std::nullopt);
 }
 
-void check_dz(const char* op, const Tensor& dz, const Tensor& u) {
-  check_activation(op, "u", u);
-  check_like(op, "dz", dz, u);
-  check_mixture(op, "dz", dz.scalar_type(), "u", u.scalar_type());
-}
-
 }  // namespace
 
 Tensors<3> norm_act_backward_reduce(const Tensor& dz, double scale,
@@ -161,18 +155,7 @@ Tensor norm_act_backward(const Tensor& dz, double scale, const OptionalTensor& s
   const char* op = "norm_act_backward";
   check_activation(op, "dz", dz);
   check_activation_code(op, activation);
-  STD_TORCH_CHECK(!(u.has_value() && mask.has_value()), op,
-                  ": u must be None where mask is given, but both are");
-  STD_TORCH_CHECK(u.has_value() == mean.has_value() || mask.has_value(), op,
-                  ": mean must be given with u, and only then");
-  STD_TORCH_CHECK(u.has_value() || mask.has_value() || activation == kIdentity, op,
-                  ": u or mask must be given, but both are None");
-  STD_TORCH_CHECK(!mask.has_value() || activation != kSilu, op,
-                  ": mask must be None for silu, whose derivative is not one of two values");
-  STD_TORCH_CHECK(sum_dy.has_value() == sum_dy_xhat.has_value(), op,
-                  ": sum_dy and sum_dy_xhat must be given together, but one is None");
-  STD_TORCH_CHECK(u.has_value() || !sum_dy.has_value(), op,
-                  ": u must be given where sums are, but is None");
+  check_norm_backward(op, u, mask, mean, activation, sum_dy, sum_dy_xhat);
   if (u.has_value()) check_dz(op, dz, *u);
 
   const ScalarType dtype =
@@ -180,11 +163,7 @@ Tensor norm_act_backward(const Tensor& dz, double scale, const OptionalTensor& s
   bool rows = is_rows(u.value_or(dz));
   if (mask.has_value()) {
     rows = mask->dim() == 2;
-    const Tensor expected = empty_mask(extent_of(dz, rows));
-    STD_TORCH_CHECK(
-        mask->is_cpu() && mask->scalar_type() == ScalarType::Byte && same_shape(*mask, expected),
-        op, ": mask must be a uint8 CPU tensor of the shape ", shape_of(expected), ", but is ",
-        mask->scalar_type(), " of ", shape_of(*mask));
+    check_mask(op, *mask, extent_of(dz, rows));
   }
   const Tensor du = empty(dz, shape_vector(dz), rows, dtype);
   const Tensor dense_dz = dense(dz, rows);

@@ -2,8 +2,7 @@
 
 // Normalization and activation of a stage, chunk by chunk.
 
-#include <cmath>
-
+#include "math/normalize.h"
 #include "stage.h"
 
 namespace ssp {
@@ -87,25 +86,6 @@ void normalize_chunk(const Stage<A>& stage, const Chunk& chunk,
     }
     output.z.store(offset, z, n);
   });
-}
-
-// 1 / sqrt(variance + eps), from the variance as it is returned.
-template <class A>
-A reciprocal_deviation(A variance, double eps) {
-  return static_cast<A>(1.0 / std::sqrt(static_cast<double>(variance) + eps));
-}
-
-inline void check_eps(const char* op, double eps) {
-  STD_TORCH_CHECK(eps >= 0, op, ": eps must be at least 0, but is ", eps);
-}
-
-// The dtype asked for, or `otherwise`.
-inline ScalarType result_dtype(const char* op, const char* name,
-                               const std::optional<ScalarType>& asked, ScalarType otherwise) {
-  const ScalarType dtype = asked.value_or(otherwise);
-  check_floating(op, name, dtype);
-  check_mixture(op, name, dtype, "the operands", otherwise);
-  return dtype;
 }
 
 }  // namespace ssp

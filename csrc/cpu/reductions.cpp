@@ -54,8 +54,7 @@ Tensor channel_sum(const Tensor& g) {
 Tensor stage_dots(const Tensor& g, const std::vector<Tensor>& terms) {
   const char* op = "stage_dots";
   check_activation(op, "g", g);
-  STD_TORCH_CHECK(!terms.empty() && terms.size() <= kMaxTerms, op,
-                  ": terms must hold 1 to 6 tensors, but holds ", terms.size());
+  check_operands(op, "terms", terms.size(), 1, kMaxTerms);
   std::vector<Tensor> operands = {g};
   operands.insert(operands.end(), terms.begin(), terms.end());
   const bool rows = common_rows(operands);

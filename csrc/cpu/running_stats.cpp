@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "ops.h"
+#include "tensors.h"
 
 namespace ssp {
 namespace {
@@ -39,11 +40,7 @@ void update_running_stats_(const OptionalTensor& running_mean, const OptionalTen
   if (running_var.has_value()) check_shape(op, "running_var", *running_var, {channels});
   int64_t* tracked = nullptr;
   if (num_batches_tracked.has_value()) {
-    STD_TORCH_CHECK(num_batches_tracked->is_cpu() &&
-                        num_batches_tracked->scalar_type() == ScalarType::Long &&
-                        num_batches_tracked->numel() == 1,
-                    op, ": num_batches_tracked must be one int64 on the CPU, but is ",
-                    num_batches_tracked->scalar_type(), " of ", shape_of(*num_batches_tracked));
+    check_tracked(op, *num_batches_tracked);
     tracked = static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr());
   }
   with_arithmetic(means.scalar_type(), [&](auto zero) {

@@ -13,8 +13,7 @@ StageArguments::StageArguments(const char* op_name, const std::vector<Tensor>& o
                                const std::vector<double>& numbers,
                                const OptionalTensor& coefficient_tensor, const OptionalTensor& bias)
     : op(op_name), channel_bias(bias) {
-  STD_TORCH_CHECK(!operands.empty() && operands.size() <= kMaxTerms, op,
-                  ": terms must hold 1 to 6 tensors, but holds ", operands.size());
+  check_operands(op, "terms", operands.size(), 1, kMaxTerms);
   for (const Tensor& term : operands) check_like(op, "terms", term, operands[0]);
   dtype = stage_dtype(op, operands);
   const bool rows = common_rows(operands);

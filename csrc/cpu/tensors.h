@@ -2,51 +2,18 @@
 
 // Tensors as the kernels take them: checked, dense in one of the two layouts of _layout.py.
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdint>
-#include <optional>
 #include <vector>
 
-#include "layout.h"
+#include "checks.h"
 #include "tiles.h"
 
 namespace ssp {
-
-using OptionalTensor = std::optional<Tensor>;
-
-// An activation [N, C, *spatial]; s is the product of the spatial sizes.
-struct Extent {
-  int64_t n;
-  int64_t c;
-  int64_t s;
-  bool rows;
-  int64_t numel() const { return n * c * s; }
-  int64_t per_channel() const { return n * s; }
-};
-
-// The functions of these names in _layout.py.
-bool common_rows(const std::vector<Tensor>& tensors);
-ScalarType stage_dtype(const char* op, const std::vector<Tensor>& terms);
 
 Tensor empty_shape(const std::vector<int64_t>& shape, ScalarType dtype);
 Tensor unwanted(ScalarType dtype);
 Tensor empty_mask(const Extent& extent);
 
-void check_floating(const char* op, const char* name, ScalarType dtype);
-// Raises unless `tensor` is a floating point CPU tensor of at least two dimensions.
-void check_activation(const char* op, const char* name, const Tensor& tensor);
-// Raises unless `tensor` is an activation of `like`'s shape.
-void check_like(const char* op, const char* name, const Tensor& tensor, const Tensor& like);
-// Raises where float64 meets a narrower dtype, or float16 meets bfloat16.
-void check_mixture(const char* op, const char* name, ScalarType dtype, const char* other_name,
-                   ScalarType other);
-// Raises unless `tensor` is floating point, on the CPU and of this shape.
-void check_shape(const char* op, const char* name, const Tensor& tensor,
-                 const std::vector<int64_t>& shape);
-void check_activation_code(const char* op, int64_t activation);
-
-Extent extent_of(const Tensor& tensor, bool rows);
 Dtype dtype_of(ScalarType dtype);
 
 template <class A>

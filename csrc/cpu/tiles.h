@@ -4,13 +4,14 @@
 
 #include <cstdint>
 
+#include "math/combine.h"
+
 namespace ssp {
 
 enum class Dtype : int { kFloat, kDouble, kHalf, kBfloat16 };
 
 // Elements of the longest run that the elementwise kernels see: with all its operands it fits L1.
 constexpr int64_t kTile = 512;
-constexpr int kMaxTerms = 6;
 
 // The parameters of a run's channels: one value each (a run inside one channel) or one per element.
 template <class A>

@@ -1,8 +1,16 @@
 #pragma once
 
+#include <math.h>
+
 #include "macros.h"
 
 namespace ssp {
+
+// 1 / sqrt(variance + eps), from the variance as it is returned.
+template <class A>
+SSP_HD A reciprocal_deviation(A variance, double eps) {
+  return static_cast<A>(1.0 / ::sqrt(static_cast<double>(variance) + eps));
+}
 
 // reference._xhat
 template <class A>

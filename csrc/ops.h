@@ -1,18 +1,18 @@
 #pragma once
 
-// The ops of _ops.SCHEMAS, as register.cpp binds them. What each computes: reference.py.
+// The ops of _ops.SCHEMAS, which each library implements for its device. What each computes:
+// reference.py.
 
 #include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "tensors.h"
+#include "checks.h"
 
 namespace ssp {
 
 using Coefficients = std::vector<double>;
-using OptionalDtype = std::optional<ScalarType>;
 template <int kCount>
 using Tensors = decltype(std::tuple_cat(std::declval<std::array<Tensor, kCount>>()));
 

@@ -1,0 +1,88 @@
+#pragma once
+
+#include "moments.cuh"
+#include "stage.cuh"
+#include "stage_moments.h"
+
+namespace ssp {
+
+constexpr int kMomentsThreads = 256;
+constexpr int kMomentsBlocks = 2;    // a multiprocessor
+constexpr int kMomentsMaxWidth = 4;  // narrow tiles have few partial moments to merge
+
+inline Geometry stage_moments_geometry_on(const Extent& extent, const Device& device) {
+  return channel_geometry(extent, kMomentsMaxWidth, kMomentsThreads,
+                          streaming_blocks(extent, kMomentsBlocks, device));
+}
+
+template <bool kRows, int kTerms, bool kAligned>
+__global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
+    stage_moments_kernel(const StageMomentsParams params) {
+  SSP_DYN_SHARED(float, shared);
+  const Geometry& geometry = params.geometry;
+  const Walk<kRows> walk(geometry);
+  float* means = shared;
+  float* biases = means + geometry.table();
+  const SumScratch scratch(biases + geometry.table(), kRows, geometry.tile_channels);
+  const bool biased = params.stage.channel_bias.data != nullptr;
+  if (biased) {
+    fill_table(walk, params.stage.channel_bias, 0, biases);
+    __syncthreads();
+  }
+
+  const Stage<kRows, kTerms, kAligned> stage(params.stage, biased ? biases : nullptr);
+  ThreadMoments<kRows> moments;
+  for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
+    moments.add(u, place.length);
+  });
+
+  block_sum(moments.sum, walk, scratch);
+  block_means(walk, scratch, means);
+  const int column = kRows ? static_cast<int>(threadIdx.x % geometry.width.divisor) * kUnit : 0;
+  const auto centre = PerChannel<kRows>::of(means, column);
+  block_sum(moments.squares_about(centre), walk, scratch);
+  write_partial(walk, scratch, means, params.statistics.partials);
+}
+
+template <bool kRows>
+__global__ void __launch_bounds__(kMomentsThreads)
+    merge_moments_kernel(const StageMomentsParams params) {
+  SSP_DYN_SHARED(float, shared);
+  const Geometry& geometry = params.geometry;
+  const Walk<kRows> walk(geometry);
+  float* rstds = shared + geometry.table();
+  const SumScratch scratch(rstds + geometry.table(), kRows, geometry.tile_channels);
+  merge_partials(walk, params.statistics, scratch, shared, rstds);
+}
+
+inline size_t moments_shared(const Geometry& g) {
+  return 2 * sizeof(float) * g.table() +
+         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
+}
+
+inline void run_stage_moments_partials(const StageMomentsParams& params, cudaStream_t stream) {
+  const Geometry& g = params.geometry;
+  const bool aligned =
+      is_aligned(g.extent, addresses(params.stage.sum) | address(params.stage.u.data));
+  with_stage_variant(g.extent.rows, params.stage.sum.count, aligned,
+                     [&]<bool kRows, int kTerms, bool kAligned>() {
+                       SSP_LAUNCH((stage_moments_kernel<kRows, kTerms, kAligned>), dim3(g.blocks()),
+                                  dim3(g.threads), moments_shared(g), stream, params);
+                     });
+}
+
+inline void run_stage_moments(const StageMomentsParams& params, cudaStream_t stream) {
+  run_stage_moments_partials(params, stream);
+  const Geometry& g = params.geometry;
+  // The first part of every tile: its blocks are the grid's first.
+  const dim3 grid(g.tiles);
+  if (g.extent.rows) {
+    SSP_LAUNCH((merge_moments_kernel<true>), grid, dim3(g.threads), moments_shared(g), stream,
+               params);
+  } else {
+    SSP_LAUNCH((merge_moments_kernel<false>), grid, dim3(g.threads), moments_shared(g), stream,
+               params);
+  }
+}
+
+}  // namespace ssp
