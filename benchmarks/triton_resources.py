@@ -248,6 +248,8 @@ class Compiled:
 
 def compiled(launch: Launch, arch: int) -> Compiled:
     """Compile a launch's kernel, under :func:`target`, and read what its assembler says."""
+    from ssp_fused._triton import operands
+
     launch.kernel.device_caches.clear()  # a binary that is there already comes without a log
     log = io.StringIO()
     with (
@@ -258,8 +260,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
         binary = launch.kernel.warmup(
             **launch.arguments,
             grid=(launch.programs,),
-            num_warps=launch.warps,
-            enable_fp_fusion=False,
+            **operands.compile_options(launch.warps),
         )
 
     def number(pattern: str) -> int:
