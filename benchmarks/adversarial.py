@@ -23,7 +23,7 @@ from ssp_fused.models import sspnet_cifar
 from tests import accuracy
 
 from . import arguments, results
-from .cases import CHANNELS_LAST, CONTIGUOUS, LAYOUTS
+from .cases import CHANNELS_LAST, CONTIGUOUS, LAYOUT_OF, LAYOUTS
 from .harness import CannotRunError, Contender, Task, Work
 from .memory import Kept, kept_for_backward
 from .peak import peak_cpu_bytes
@@ -116,15 +116,16 @@ class Judge:
 
         accuracy.check(
             contender,
-            lambda seed, _: self._plain(seed, torch.float32),
-            lambda seed, _: self._plain(seed, torch.float64),
+            lambda seed, layout: self._plain(seed, torch.float32, LAYOUT_OF[layout]),
+            lambda seed, _: self._plain(seed, torch.float64, CONTIGUOUS),
             "logits",
         )
         return "logits"
 
-    def _logits_of_plain(self, seed: int, dtype: torch.dtype) -> accuracy.Values:
-        network = self._case.plain().to(dtype)
-        x = self._case.inputs(seed)[0].to(dtype)
+    def _logits_of_plain(self, seed: int, dtype: torch.dtype, layout: str) -> accuracy.Values:
+        case = replace(self._case, layout=layout)
+        network = case.plain().to(dtype)
+        x = case.inputs(seed)[0].to(dtype)
         with self._autocast() if dtype == torch.float32 else nullcontext():
             return _logits(network, x)
 
@@ -236,7 +237,7 @@ def _work(
     def peak() -> int:
         longer = replace(case.attack, steps=MEMORY_STEPS)
         inputs = case.inputs(0)
-        run(*inputs, longer)
+        run(*inputs, replace(case.attack, steps=1))
         return peak_cpu_bytes(lambda: run(*inputs, longer))
 
     return Work(run, case.inputs, check, kept, peak if case.device.type == "cpu" else None)

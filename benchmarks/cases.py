@@ -17,6 +17,7 @@ TRAIN, INPUT_GRADIENT = "train", "input-gradient"
 DIRECTIONS = (TRAIN, INPUT_GRADIENT)
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 LAYOUTS = {CONTIGUOUS: "planes", CHANNELS_LAST: "rows"}
+LAYOUT_OF = {name: layout for layout, name in LAYOUTS.items()}
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,

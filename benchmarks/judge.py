@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests import accuracy
 
-from .cases import CHANNELS_LAST, CONTIGUOUS, DTYPES, Case
+from .cases import DTYPES, LAYOUT_OF, Case
 from .plain import RecordedSigns, plain_stack, truth_stack
 
 # Names starting with "mask" are not compared (accuracy.judged): the signs, and what a cached truth is found by.
@@ -23,7 +23,6 @@ SIGNS, TRUTH_KEY = "masks", "mask_truth_key"
 OWN_SIGNS, AWAY_FROM_KINKS = "own signs", "away from kinks"
 # Rounding in 16 bits moves an activation's input of size 1 by less.
 _SMALLEST_GAP = 0.1
-_LAYOUT_OF = {"planes": CONTIGUOUS, "rows": CHANNELS_LAST}
 
 Results = dict[str, Any]
 
@@ -92,7 +91,7 @@ class Judge:
             network = plain_stack(case.shape[1], case.scheme, case.blocks)
             network = network.to(case.device, DTYPES[case.dtype])
             case.prepare(network, case.state(seed, away_from_kinks=away))
-            inputs = case.inputs(seed, DTYPES[case.dtype], _LAYOUT_OF[layout])
+            inputs = case.inputs(seed, DTYPES[case.dtype], LAYOUT_OF[layout])
             with RecordedSigns(network) as recorded:
                 found = named_results(network, step(network, *inputs))
             found[TRUTH_KEY] = (seed, "away") if away else key
