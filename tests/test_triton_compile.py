@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 SHARES = 8  # for as many processes
 SHARED_BYTES = 48 << 10  # what every architecture gives a block unasked
 REGISTERS = 64 << 10  # of a multiprocessor: a block's have to fit
-# One pass over much memory: 16 warps and more at a time keep it busy.
+# One pass over much memory: on the dense paths 16 warps and more at a time keep it busy.
 STREAMING = (
     "combine_kernel",
     "normalize_kernel",
@@ -78,10 +78,10 @@ def test_kernels_compile_within_bounds(covering, arch, share):
             assert found.resources.spill_bytes == 0, what
             assert found.resources.shared_bytes <= SHARED_BYTES, what
             assert found.resources.registers * 32 * launch.warps <= REGISTERS, what
-            if launch.name in STREAMING:
-                assert found.resources.registers <= 128, what
             if is_dense_path(launch):
                 read, written, _ = activations(launch)
+                if launch.name in STREAMING:
+                    assert found.resources.registers <= 128, what
                 dense += 1
                 assert found.loads[16] >= read, f"{found.loads} in {what}"
                 assert found.stores[16] >= written, f"{found.stores} in {what}"
