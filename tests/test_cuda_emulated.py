@@ -23,6 +23,8 @@ class OnGpu(OpTable):
     @pytest.fixture(autouse=True)
     def _gpu(self, _usable):
         emulated.module().configure(**dataclasses.asdict(self.gpu))
+        with emulated.poisoned_memory():
+            yield
 
 
 class TestSingleLaunch(OnGpu):

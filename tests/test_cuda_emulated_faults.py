@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from accuracy import LARGE_SHAPE
 from cuda_on_host import build, emulated, sanitized
 from cuda_on_host.build import Patch
 from cuda_on_host.emulated import Gpu
@@ -45,7 +46,6 @@ FAULTS = {
         SINGLE,
     ),
 }
-SHAPE = (2, 16, 8, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +55,17 @@ def _can_be_built():
 
 
 def judge_batch_norm(module, ops):
-    module.configure(**dataclasses.asdict(Gpu(multiprocessors=2)))
+    module.configure(**dataclasses.asdict(Gpu()))
     implementation = Implementation(ops, build.missing, seeds=(0,))
 
     def arguments(i):
         return (*i.stage, *i.affine, 1e-5, 1, None, True)
 
     results = ("u", "z", "mean", "variance", "rstd")
-    given = over(SHAPE, torch.float32, "rows", arguments)
-    judge(implementation, "stage_batch_norm_act", given, results)
+    given = over(LARGE_SHAPE, torch.float32, "rows", arguments)
+    with emulated.poisoned_memory():
+        judge(implementation, "stage_batch_norm_act", given, results)
+    assert module.take_launches()[-1][-1], "no grid-wide barrier was needed"
 
 
 def test_the_kernels_without_faults_pass():

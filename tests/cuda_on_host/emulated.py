@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,12 +50,23 @@ class Launch(NamedTuple):
 
 def load(path: Path, namespace: str) -> ModuleType:
     """A built module, its ops registered in a namespace."""
-    spec = importlib.util.spec_from_file_location(build.NAME, path)
+    # pybind11 gives back the module that it knows by this name, whatever the file.
+    spec = importlib.util.spec_from_file_location(f"{namespace}.{build.NAME}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     _libraries.append(_ops.declare(namespace))
     module.add_to(namespace)
     return module
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """New tensors are full of NaN: what a kernel leaves out, or reads too early, shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @functools.cache
