@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests import accuracy
 
-from .cases import DTYPES, LAYOUT_OF, Case
+from .cases import CONTIGUOUS, DTYPES, LAYOUT_OF, Case
 from .plain import RecordedSigns, plain_stack, truth_stack
 
 # Names starting with "mask" are not compared (accuracy.judged): the signs, and what a cached truth is found by.
