@@ -104,7 +104,9 @@ def find_nvcc(env: Mapping[str, str]) -> str:
 
 def toolkit(nvcc: str) -> Path:
     """The folder of nvcc's toolkit, as it says itself: on PATH there may be but a script that calls it."""
-    top = re.search(r"^#\$ TOP=(.*)$", _output([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]), re.M)
+    top = re.search(
+        r"^#\$ TOP=(.*)$", _output([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]), re.M
+    )
     if top is None:
         raise LeftOut(f"{nvcc} --dryrun does not name its folder")
     return Path(top[1]).resolve()
