@@ -72,6 +72,7 @@ def operands(layout, dtype=torch.float32):
 def _can_be_built():
     if reason := build.missing():
         pytest.skip(reason)
+    emulated.module()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
