@@ -110,4 +110,4 @@ def test_off_by_one_is_caught_by_the_sanitizer(tmp_path):
         assert ("finished" in done.stdout) == (finding == ""), done.stderr
         assert finding in done.stderr
         if finding:
-            assert "linf_step.cuh" in done.stderr
+            assert "linf_step_kernel" in done.stderr
