@@ -166,7 +166,9 @@ def _normalize(
         z.shape, stage.rows, per_sample=per_sample, bits=bits is not None
     )
     itemsize = narrowest(*stage.terms, u, z)
-    chosen = table.pointwise(matrix, len(stage.terms), itemsize, device_of(z))
+    # Packing bits takes as many registers as an operand does.
+    operands_read = len(stage.terms) + (bits is not None)
+    chosen = table.pointwise(matrix, operands_read, itemsize, device_of(z))
     operands.launch(
         normalize_kernel,
         z,

@@ -15,7 +15,7 @@ from . import operands
 from .backward_reduce import channel_sum_kernel, dots_kernel, sum_shares_kernel
 from .operands import Checks, device_of, narrowest
 
-_DOT_LENGTH = 8192
+_DOT_LENGTH = 4096
 
 
 def sum_shares(partial: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
