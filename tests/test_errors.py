@@ -158,14 +158,14 @@ def test_backend_choice_nests():
 
     ssp_fused.use_backend("auto")
     with ssp_fused.use_backend("reference"):
-        assert backends._current() == "reference"
+        assert backends.current() == "reference"
         with ssp_fused.use_backend("auto"):
-            assert backends._current() == "auto"
-        assert backends._current() == "reference"
-    assert backends._current() == "auto"
+            assert backends.current() == "auto"
+        assert backends.current() == "reference"
+    assert backends.current() == "auto"
     with pytest.raises(ValueError, match="unknown backend"), ssp_fused.use_backend("gpu"):
         pass
-    assert backends._current() == "auto"
+    assert backends.current() == "auto"
 
 
 def test_auto_says_once_that_it_leaves_a_device_to_plain_pytorch(caplog, monkeypatch):

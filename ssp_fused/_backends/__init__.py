@@ -13,7 +13,7 @@ from torch import Tensor
 from . import cpu, cuda, reference, triton
 from ._interface import Backend
 
-__all__ = ["Backend", "available_backends", "select", "use_backend"]
+__all__ = ["Backend", "available_backends", "current", "select", "use_backend"]
 
 _log = logging.getLogger("ssp_fused")
 
@@ -51,7 +51,7 @@ class use_backend:  # noqa: N801 - used like a function
 
     def __init__(self, name: str) -> None:
         global _chosen
-        self._previous = _current()
+        self._previous = current()
         _chosen = _checked(name, "backend")
 
     def __enter__(self) -> use_backend:
@@ -76,7 +76,8 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def _current() -> str:
+def current() -> str:
+    """The name chosen last by ``use_backend``, by the environment before that, "auto" by default."""
     global _chosen
     if _chosen is None:
         _chosen = _checked(os.environ.get("SSP_FUSED_BACKEND", "auto"), "SSP_FUSED_BACKEND")
@@ -89,7 +90,7 @@ def select(ops: Sequence[str], tensors: Sequence[Tensor]) -> Backend:
     Raises:
         RuntimeError: The backend was named by the user and cannot serve the call; the message says why.
     """
-    name = _current()
+    name = current()
     device = tensors[0].device.type
     if name != "auto":
         backend = _BACKENDS[name]

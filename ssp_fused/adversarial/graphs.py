@@ -165,7 +165,7 @@ def _settings(device: torch.device) -> Hashable:
     return (
         torch.is_autocast_enabled(device.type),
         torch.get_autocast_dtype(device.type),
-        _backends._current(),
+        _backends.current(),
         torch.are_deterministic_algorithms_enabled(),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
