@@ -72,12 +72,13 @@ def test_a_large_tensor_keeps_every_multiprocessor_busy(shape, rows):
 
 @over_problems
 @pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("operands", [1, 3])
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_a_sweep_reaches_every_step_once(shape, rows, per_sample, itemsize):
+def test_a_sweep_reaches_every_step_once(shape, rows, per_sample, operands, itemsize):
     matrix = launch.sweep_matrix(shape, rows, per_sample=per_sample)
     assert elements(matrix) * matrix.batch == math.prod(shape)
     for device in (SMALL, H200):
-        chosen = launch.sweep(matrix, itemsize, device)
+        chosen = launch.sweep(matrix, operands, itemsize, device)
         assert_tile(chosen.tile, matrix, itemsize)
         columns = math.ceil(matrix.length / chosen.tile.length)
         blocks = math.ceil(matrix.lines / chosen.tile.lines)
