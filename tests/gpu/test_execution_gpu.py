@@ -41,6 +41,17 @@ def test_runs_are_bitwise_equal(implementation, name, dtype, layout):
 
 
 @every_form
+@pytest.mark.parametrize("name", ["stage_batch_norm_act", "batch_norm_act_backward"])
+def test_one_launch_and_two_agree(name, dtype, layout, monkeypatch):
+    op, drawn = placed_calls(usable("cuda"), name, dtype, layout)
+    for arguments in drawn:
+        monkeypatch.setenv("SSP_FUSED_CUDA_SINGLE_LAUNCH", "1")
+        single = outcome(op, copied(arguments))
+        monkeypatch.setenv("SSP_FUSED_CUDA_SINGLE_LAUNCH", "0")
+        torch.testing.assert_close(outcome(op, copied(arguments)), single)
+
+
+@every_form
 @every_call
 def test_a_graph_replays_on_changed_inputs(implementation, name, dtype, layout):
     op, drawn = placed_calls(implementation, name, dtype, layout)
