@@ -6,7 +6,6 @@ import triton.language as tl
 from .pieces import (
     activation_backward,
     affine,
-    channels_of_tile,
     combine,
     input_gradient,
     load,
@@ -15,10 +14,8 @@ from .pieces import (
     normalized,
     number,
     per_channel,
-    statistics_of_tile,
     store,
-    tile_corner,
-    tile_places,
+    tile,
     unpack_bits,
     weighted_sum,
 )
@@ -61,19 +58,9 @@ def apply_kernel(
     PER_SAMPLE: statistics and sums are tables ``[N, num_groups]``, the sums those of gamma dy and gamma dy xhat.
     """
     length = units * UNIT
-    sample, first_line, first_column = tile_corner(lines, length, LINES, LENGTH)
-    offset, line, column = tile_places(
-        sample, first_line, first_column, lines, length, LINES, LENGTH
+    first_line, first_column, offset, mask, channel, statistic, exists = tile(
+        lines, length, channels, per_group, LINES, LENGTH, ROWS, PER_SAMPLE
     )
-    mask = line[:, None] & column[None, :]
-    exists = column if ROWS else line
-    channel = channels_of_tile(first_line, first_column, channels, LINES, LENGTH, ROWS)
-    if PER_SAMPLE:
-        statistic = statistics_of_tile(
-            sample, first_line, first_column, channels, per_group, LINES, LENGTH, ROWS
-        )
-    else:
-        statistic = channel
     deviation = per_channel(rstd, statistic, exists, 1.0, ROWS)
     factor = per_channel(gamma, channel, exists, 1.0, ROWS)
     upstream = number(scale, scale_tensor) * load(dz, offset, mask)

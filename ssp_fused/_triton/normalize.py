@@ -6,16 +6,13 @@ import triton.language as tl
 from .pieces import (
     activate,
     affine,
-    channels_of_tile,
     combine,
     mask_places,
     normalized,
     pack_bits,
     per_channel,
-    statistics_of_tile,
     store,
-    tile_corner,
-    tile_places,
+    tile,
 )
 
 
@@ -46,19 +43,9 @@ def normalize_kernel(
 ):
     """reference.stage_norm_act; PER_SAMPLE: with statistics ``[N, num_groups]``, as stage_group_norm_act."""
     length = units * UNIT
-    sample, first_line, first_column = tile_corner(lines, length, LINES, LENGTH)
-    offset, line, column = tile_places(
-        sample, first_line, first_column, lines, length, LINES, LENGTH
+    first_line, first_column, offset, mask, channel, statistic, exists = tile(
+        lines, length, channels, per_group, LINES, LENGTH, ROWS, PER_SAMPLE
     )
-    mask = line[:, None] & column[None, :]
-    exists = column if ROWS else line
-    channel = channels_of_tile(first_line, first_column, channels, LINES, LENGTH, ROWS)
-    if PER_SAMPLE:
-        statistic = statistics_of_tile(
-            sample, first_line, first_column, channels, per_group, LINES, LENGTH, ROWS
-        )
-    else:
-        statistic = channel
     shift = per_channel(bias, channel, exists, -0.0, ROWS)
     value = combine(terms, coefficients, coefficient_tensor, shift, offset, mask, STAGE)
     if u is not None:

@@ -210,6 +210,39 @@ def statistics_of_tile(
 
 
 @triton.jit
+def tile(
+    lines,
+    length,
+    channels,
+    per_group,
+    LINES: tl.constexpr,
+    LENGTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    PER_SAMPLE: tl.constexpr,
+):
+    """This program's tile, where every tile is a program's; PER_SAMPLE: statistics are tables ``[N, num_groups]``.
+
+    Returns:
+        the first line and column; the elements' offsets in the tensor, and which exist; the channel of each column
+        (rows) or line (planes), where its statistics are, and which exist.
+    """
+    sample, first_line, first_column = tile_corner(lines, length, LINES, LENGTH)
+    offset, line, column = tile_places(
+        sample, first_line, first_column, lines, length, LINES, LENGTH
+    )
+    mask = line[:, None] & column[None, :]
+    exists = column if ROWS else line
+    channel = channels_of_tile(first_line, first_column, channels, LINES, LENGTH, ROWS)
+    if PER_SAMPLE:
+        statistic = statistics_of_tile(
+            sample, first_line, first_column, channels, per_group, LINES, LENGTH, ROWS
+        )
+    else:
+        statistic = channel
+    return first_line, first_column, offset, mask, channel, statistic, exists
+
+
+@triton.jit
 def sweep_corner(
     batch,
     lines,

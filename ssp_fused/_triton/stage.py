@@ -6,7 +6,6 @@ import triton.language as tl
 from .pieces import (
     across,
     channels_of_sweep,
-    channels_of_tile,
     combine,
     load,
     per_channel,
@@ -14,8 +13,7 @@ from .pieces import (
     store,
     sweep_corner,
     sweep_mask,
-    tile_corner,
-    tile_places,
+    tile,
 )
 
 
@@ -37,13 +35,10 @@ def combine_kernel(
 ):
     """reference.stage_combine."""
     length = units * UNIT
-    sample, first_line, first_column = tile_corner(lines, length, LINES, LENGTH)
-    offset, line, column = tile_places(
-        sample, first_line, first_column, lines, length, LINES, LENGTH
+    _, _, offset, mask, channel, _, exists = tile(
+        lines, length, channels, 1, LINES, LENGTH, ROWS, False
     )
-    mask = line[:, None] & column[None, :]
-    channel = channels_of_tile(first_line, first_column, channels, LINES, LENGTH, ROWS)
-    shift = per_channel(bias, channel, column if ROWS else line, -0.0, ROWS)
+    shift = per_channel(bias, channel, exists, -0.0, ROWS)
     value = combine(terms, coefficients, coefficient_tensor, shift, offset, mask, STAGE)
     store(u, offset, value, mask)
 
