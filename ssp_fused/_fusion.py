@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
@@ -14,15 +12,12 @@ from torch.nn.utils import parametrize
 from . import functional
 from ._checks import activation_index
 from ._distributed import process_group
+from ._log import warn_once
 from ._ops import MAX_TERMS
 from .reference import torch_activation
 
-_log = logging.getLogger("ssp_fused")
-_said: set[str] = set()
-
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_NORMS = (*_BATCH_NORMS, nn.GroupNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
 
 
 def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:
@@ -36,7 +31,7 @@ def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:
     else:
         reason = additions(module)
     if reason is not None:
-        report(f"a {kind.__name__} in a block is called as it is, unfused: {reason}")
+        warn_once(f"a {kind.__name__} in a block is called as it is, unfused: {reason}")
     return reason is None
 
 
@@ -49,20 +44,13 @@ def additions(module: nn.Module) -> str | None:
     return None
 
 
-def report(message: str) -> None:
-    """Log the message, once."""
-    if not torch.compiler.is_compiling() and message not in _said:
-        _said.add(message)
-        _log.warning(message)
-
-
 def chainable(norms: Sequence[nn.Module], convs: Sequence[nn.Module]) -> bool:
     """Whether a block of these modules can be part of a chain (``_chain``): all fusable, zeros for padding.
 
     A parametrized weight may change with every call of its module; a chain reads each once.
     """
     return (
-        all(_fusable(norm, *_NORMS) for norm in norms)
+        all(_fusable(norm, *NORMS) for norm in norms)
         and all(_fusable(conv, nn.Conv2d) for conv in convs)
         and all(conv.padding_mode == "zeros" for conv in convs)
         and not any(isinstance(conv.padding, str) for conv in convs)
@@ -139,7 +127,7 @@ def norm_act(
     write_u = coefficients is not None
     if coefficients is None:
         coefficients = (1.0,)
-    if not _fusable(norm, *_NORMS):
+    if not _fusable(norm, *NORMS):
         plain = not write_u and channel_bias is None
         u = terms[0] if plain else combine(terms, coefficients, channel_bias)
         for _ in range(updates):

@@ -19,7 +19,7 @@ from chains import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssp_fused
-from ssp_fused import _fusion, schemes
+from ssp_fused import _log, schemes
 from ssp_fused.nn import AdaptiveSSPBlock, SSPBlock
 
 pytestmark = needs_cpu_backend
@@ -263,7 +263,7 @@ def test_submodules_are_not_bypassed(where, change):
 
 
 def test_unfused_submodules_are_reported_once(caplog, monkeypatch):
-    monkeypatch.setattr(_fusion, "_said", set())
+    monkeypatch.setattr(_log, "_said", set())
     block = make("ssp33", 4)
     block.conv1.register_forward_hook(lambda *_: None)
     for _ in range(2):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ssp_fused
-from ssp_fused import _convert, _fusion
+from ssp_fused import _convert, _log
 from ssp_fused.nn import AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack
 
 MODELS = ("res", "midrk2", "ssp2", "ssp3", "ark")
@@ -19,7 +19,7 @@ DATASETS = {"cifar10": (3, 9, 9), "mnist": (1, 17, 17), "tinyimagenet": (3, 9, 9
 
 
 def fused_blocks(model):
-    return [module for module in model.modules() if isinstance(module, _convert._Converted)]
+    return [module for module in model.modules() if isinstance(module, _convert.Converted)]
 
 
 def generic(module, seed=0):
@@ -337,7 +337,7 @@ def test_hooks_of_the_block_go_on_working():
 
 @pytest.mark.parametrize("where", ["block", "block.relu", "block.residual", "block.residual.1"])
 def test_what_the_fused_block_would_bypass_is_not_bypassed(where, caplog, monkeypatch):
-    monkeypatch.setattr(_fusion, "_said", set())
+    monkeypatch.setattr(_log, "_said", set())
     block = generic(published.SSPBlock2(8, 8))
     block.get_submodule(where).register_forward_hook(lambda _m, _x, y: y * 1.5)
     converted = ssp_fused.convert(copy.deepcopy(block))
@@ -364,7 +364,7 @@ def test_submodules_are_read_through_their_attributes(where):
 
 
 def test_a_replaced_norm_of_the_shortcut_is_seen(caplog, monkeypatch):
-    monkeypatch.setattr(_fusion, "_said", set())
+    monkeypatch.setattr(_log, "_said", set())
     down = published.shortcut(8, 16, "b")
     original = generic(published.ResBlock(8, 16, stride=2, downsample=down))
     converted = ssp_fused.convert(copy.deepcopy(original))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ssp_fused
-from ssp_fused import functional, nn
+from ssp_fused import _log, functional, nn
 
 X = torch.randn(2, 4, 3, 3)
 V = torch.ones(4)
@@ -169,9 +169,7 @@ def test_backend_choice_nests():
 
 
 def test_auto_says_once_that_it_leaves_a_device_to_plain_pytorch(caplog, monkeypatch):
-    import ssp_fused._backends as backends
-
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(_log, "_said", set())
     for _ in range(3):
         combine([X.to("meta")], [1.0])
     said = [r for r in caplog.records if "plain PyTorch" in r.message]

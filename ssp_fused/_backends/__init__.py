@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,12 +9,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from .._log import warn_once
 from . import cpu, cuda, reference, triton
 from ._interface import Backend
 
 __all__ = ["Backend", "available_backends", "current", "select", "use_backend"]
-
-_log = logging.getLogger("ssp_fused")
 
 _BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -26,7 +24,6 @@ _AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _NAMES = ("auto", *_BACKENDS)
 
 _chosen: str | None = None
-_said: set[str] = set()
 
 
 def available_backends() -> dict[str, str | None]:
@@ -108,7 +105,9 @@ def select(ops: Sequence[str], tensors: Sequence[Tensor]) -> Backend:
                 raise RuntimeError(reason)
             return backend
         reasons.append(f"{candidate}: {reason}")
-    _say_once(device, reasons)
+    # Leaving the fused path is no error under "auto", but it is no secret either.
+    why = "; ".join(reasons) or f"no backend has kernels for {device} tensors"
+    warn_once(f"{device} tensors are left to plain PyTorch: {why}")
     return reference.BACKEND
 
 
@@ -121,12 +120,3 @@ def _transform_refusal(backend: Backend) -> str | None:
         "torch.func transforms (grad, vmap, jvp, ...) see through no fused op; "
         "run them under ssp_fused.use_backend('reference')"
     )
-
-
-def _say_once(device: str, reasons: Sequence[str]) -> None:
-    """Leaving the fused path is no error under "auto", but it is no secret either."""
-    why = "; ".join(reasons) or f"no backend has kernels for {device} tensors"
-    if torch.compiler.is_compiling() or why in _said:
-        return
-    _said.add(why)
-    _log.warning("%s tensors are left to plain PyTorch: %s", device, why)

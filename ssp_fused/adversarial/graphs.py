@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _backends
+from .._fusion import HOOKS
 
 Function = Callable[..., Tensor]
 # Runs before the capture, which must find every workspace allocated and every kernel chosen.
@@ -142,22 +143,12 @@ def _model_key(model: nn.Module) -> Hashable:
             type(module),
             module.extra_repr(),
             module.training,
-            *(tuple(hooks) for hooks in _hooks(module)),
+            *(tuple(getattr(module, hooks)) for hooks in HOOKS),  # by ids that are given out once
         )
         for name, module in model.named_modules()
     )
     tensors = chain(model.parameters(), model.buffers())
     return modules, tuple((tensor.data_ptr(), _layout(tensor)) for tensor in tensors)
-
-
-def _hooks(module: nn.Module) -> Sequence[OrderedDict[int, object]]:
-    """By ids that are given out once."""
-    return (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
 
 
 def _settings(device: torch.device) -> Hashable:
