@@ -1,7 +1,8 @@
-"""Batch statistics over a group of processes: Chan's merge in rank order, and the sums of its backward."""
+"""Batch norm in one process, or with statistics over a group of them: merged in rank order by Chan's formula."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +18,84 @@ def process_group(norm: nn.Module) -> Any:
         return None
     group = norm.process_group if norm.process_group is not None else dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
+
+
+def stage_batch_norm_act(
+    ops: Any,
+    operands: tuple,
+    affine: tuple[Tensor | None, Tensor | None],
+    eps: float,
+    activation: int,
+    z_dtype: torch.dtype,
+    write_u: bool,
+    group: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """``ops.stage_batch_norm_act``, the statistics being those of all ranks of ``group``.
+
+    Args:
+        ops: Of the backend.
+        operands: Terms, coefficients, their tensor, channel bias.
+        affine: gamma and beta.
+        eps: As the op's, like the arguments that follow.
+        activation: Index into ``_ops.ACTIVATIONS``.
+        z_dtype: Of z.
+        write_u: Whether u is wanted.
+        group: None for this process alone.
+
+    Returns:
+        u, z, mean, biased variance, rstd; and how many values a channel has over all ranks, None without ``group``.
+    """
+    if group is None:
+        results = ops.stage_batch_norm_act(*operands, *affine, eps, activation, z_dtype, write_u)
+        return *results, None
+    u, mean, variance = ops.stage_moments(*operands, write_u)
+    term = operands[0][0]
+    mean, variance, count = merge_moments(mean, variance, term.numel() // term.shape[1], group)
+    rstd = (variance + eps).rsqrt()
+    if write_u:
+        operands = ([u], [1.0], None, None)
+    _, z, _ = ops.stage_norm_act(*operands, mean, rstd, *affine, activation, z_dtype, False, False)
+    return u, z, mean, variance, rstd, count
+
+
+def batch_norm_act_backward(
+    ops: Any,
+    dz: tuple,
+    norm: tuple,
+    extras: tuple,
+    write_z: bool,
+    group: Any,
+    count: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``ops.batch_norm_act_backward``, the sums within du being those of all ranks of ``group``.
+
+    Args:
+        ops: Of the backend.
+        dz: dz, its scale and the scale's tensor.
+        norm: u, mean, rstd, gamma, beta, activation.
+        extras: The later stages' gradients, their coefficients and these' tensor.
+        write_z: Whether z is wanted.
+        group: None for this process alone.
+        count: Of ``stage_batch_norm_act``.
+
+    Returns:
+        du, and of this rank sum dy, sum dy * xhat and z.
+    """
+    if group is None:
+        return ops.batch_norm_act_backward(*dz, *norm, *extras, write_z)
+    sum_dy, sum_dy_xhat, z = ops.norm_act_backward_reduce(*dz, *norm, write_z)
+    u, *rest = norm
+    totals = all_reduce_sums(sum_dy, sum_dy_xhat, group)
+    du = ops.norm_act_backward(*dz, u, None, *rest, *totals, 1.0, count, *extras, None)
+    return du, sum_dy, sum_dy_xhat, z
+
+
+def refuse_second_derivatives(groups: Iterable[Any]) -> None:
+    """Raise where batch statistics are those of a group: autograd would have to differentiate an exchange."""
+    if any(group is not None for group in groups):
+        raise RuntimeError(
+            "create_graph=True is not supported for batch statistics synchronized over processes"
+        )
 
 
 def merge_moments(

@@ -21,6 +21,8 @@ from torch import Tensor
 from ._layout import common_rows, empty, is_rows, mask_shape, stage_dtype, statistics_dtype
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "silu")
+# Those whose derivative follows from one bit an element.
+PIECEWISE_LINEAR = tuple(ACTIVATIONS.index(name) for name in ("identity", "relu", "leaky_relu"))
 LEAKY_RELU_SLOPE = 0.01
 MAX_TERMS = 6
 

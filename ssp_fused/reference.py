@@ -110,10 +110,10 @@ def _weighted_sum(
     return total
 
 
-def _combine(
-    terms: Sequence[Tensor], coefficients: Coefficients, channel_bias: Tensor | None
+def combine(
+    terms: Sequence[Tensor], coefficients: Coefficients, channel_bias: Tensor | None = None
 ) -> Tensor:
-    """u = sum_k c_k t_k + channel_bias, rounded to the terms' common dtype."""
+    """u = sum_k c_k t_k + channel_bias, rounded to the terms' common dtype; differentiable in all of them."""
     dtype = stage_dtype(terms)
     arithmetic = statistics_dtype(dtype)
     if isinstance(coefficients, Tensor):
@@ -152,7 +152,7 @@ def stage_combine(
     channel_bias: Tensor | None,
 ) -> Tensor:
     """u."""
-    return _combine(terms, _numbers(coefficients, coefficient_tensor), channel_bias)
+    return combine(terms, _numbers(coefficients, coefficient_tensor), channel_bias)
 
 
 def stage_moments(
@@ -426,7 +426,7 @@ def group_norm_act_backward(
     """
     rows, dtype = is_rows(u), u.dtype
     if channel_bias is not None:
-        u = _combine((u,), (1.0,), channel_bias)
+        u = combine((u,), (1.0,), channel_bias)
     n, c = u.shape[:2]
     groups = mean.shape[1]
     rstd_by_channel = _by_channel(rstd, c)
@@ -502,13 +502,6 @@ def l2_step(
 
 
 # --- differentiable functions and blocks -------------------------------------------------------------------------
-
-
-def combine(
-    terms: Sequence[Tensor], coefficients: Coefficients, channel_bias: Tensor | None = None
-) -> Tensor:
-    """u = sum_k c_k t_k + channel_bias, differentiable in all of them."""
-    return _combine(terms, coefficients, channel_bias)
 
 
 def batch_norm_act(

@@ -144,7 +144,7 @@ def weighted_sum(terms, coefficients, coefficient_tensor, offset, mask):
 
 @triton.jit
 def combine(terms, coefficients, coefficient_tensor, bias, offset, mask, STAGE: tl.constexpr):
-    """reference._combine: the stage, rounded to its dtype STAGE; ``bias`` is shaped like a tile."""
+    """reference.combine: the stage, rounded to its dtype STAGE; ``bias`` is shaped like a tile."""
     u = weighted_sum(terms, coefficients, coefficient_tensor, offset, mask) + bias
     return u.to(STAGE)
 
