@@ -15,7 +15,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-BLOCKS = {"own": lambda: SSPBlock(5, "ssp22"), "published": lambda: published.SSPBlock2(5, 5)}
+def hooked():
+    """A block that is no part of a chain: its ops are called one by one."""
+    block = SSPBlock(5, "ssp22")
+    block.conv1.register_forward_hook(lambda *_: None)
+    return block
+
+
+BLOCKS = {
+    "own": lambda: SSPBlock(5, "ssp22"),
+    "hooked": hooked,
+    "published": lambda: published.SSPBlock2(5, 5),
+}
 
 
 def block_and_batch(kind):
@@ -52,7 +63,7 @@ def worker(rank, kind, split, folder):
 
 @pytest.mark.parametrize(
     ("kind", "split"),
-    [("own", (3, 3)), ("own", (5, 1)), ("own", (6, 0)), ("published", (4, 2))],
+    [("own", (3, 3)), ("own", (5, 1)), ("own", (6, 0)), ("hooked", (4, 2)), ("published", (4, 2))],
     ids=str,
 )
 def test_two_ranks_equal_one(kind, split, tmp_path):
