@@ -11,8 +11,6 @@ import torch
 
 pytest.register_assert_rewrite("op_judge", "op_table")
 
-pytest.register_assert_rewrite("op_judge", "op_table")
-
 
 @pytest.fixture(autouse=True)
 def _same_start():
