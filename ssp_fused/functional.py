@@ -18,6 +18,7 @@ from . import _autocast, _autograd, _checks, reference
 from ._backends import Backend, select
 from ._backends.reference import BACKEND as _REFERENCE
 from ._layout import stage_dtype
+from .reference import Coefficients
 
 __all__ = [
     "l2_step",
@@ -26,8 +27,6 @@ __all__ = [
     "stage_combine",
     "stage_group_norm_act",
 ]
-
-Coefficients = Sequence[float] | Tensor
 
 _COMBINE_OPS = ("stage_combine", "channel_sum", "stage_dots")
 _BATCH_NORM_OPS = (

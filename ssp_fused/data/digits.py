@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from .files import check_digest
 from .splits import ImageSet, ImageSplits, stratified_split
 
 FILE = Path(__file__).with_name("digits.bin.gz")
@@ -40,7 +41,5 @@ def _read(path: Path) -> torch.Tensor:
         payload = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
-    digest = hashlib.sha256(payload).hexdigest()
-    if digest != SHA256:
-        raise ValueError(f"{path}: SHA-256 of the contents is {digest}, expected {SHA256}")
+    check_digest(path, hashlib.sha256(payload).hexdigest(), SHA256, "SHA-256 of the contents")
     return torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(-1, _PIXELS + 1)

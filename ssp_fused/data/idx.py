@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -152,9 +153,7 @@ def read_idx(path: Path, dimensions: int, sha256: str | None = None) -> Tensor:
             f"(starts with {payload[:4].hex() or 'nothing'}, expected {expected.hex()})"
         )
     shape = struct.unpack(f">{dimensions}I", payload[4:header])
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if len(payload) != header + count:
         raise ValueError(
             f"{path}: {len(payload) - header} bytes of data, its header {shape} asks for {count}"
