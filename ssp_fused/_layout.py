@@ -18,7 +18,13 @@ _VECTOR = 8
 
 def is_rows(tensor: Tensor) -> bool:
     """Whether ``tensor`` is dense with the channels innermost, and not contiguous as well."""
-    return tensor.dim() > 2 and not tensor.is_contiguous() and tensor.movedim(1, -1).is_contiguous()
+    return tensor.dim() > 2 and not tensor.is_contiguous() and _has_channels_innermost(tensor)
+
+
+def _has_channels_innermost(tensor: Tensor) -> bool:
+    if tensor.dim() == 4:  # the same, without a view
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.movedim(1, -1).is_contiguous()
 
 
 def common_rows(tensors: Sequence[Tensor]) -> bool:
@@ -70,7 +76,7 @@ def dense(tensor: Tensor, rows: bool) -> Tensor:
     """``tensor`` itself where it is dense in the given layout, else a dense copy."""
     if not rows:
         return tensor.contiguous()
-    if tensor.movedim(1, -1).is_contiguous():
+    if _has_channels_innermost(tensor):
         return tensor
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 

@@ -44,10 +44,11 @@ class Backward:
         self.ops = reference if torch.is_grad_enabled() else plan.backend.ops
         self.needs_x, self.needs = needs[0], needs[1:]
         self.gradients: list[Tensor | None] = [None] * len(tensors)
+        self.learns = any(self.needs)
         self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
 
     def wants(self, *places: int | None) -> bool:
-        return any(place is not None and self.needs[place] for place in places)
+        return self.learns and any(place is not None and self.needs[place] for place in places)
 
     def add(self, place: int | None, gradient: Tensor | None, factor: float | Tensor = 1.0) -> None:
         """``factor`` times a gradient, to that of a tensor."""
