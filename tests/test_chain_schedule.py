@@ -1,52 +1,25 @@
 """What a chain of blocks runs and what it keeps: every op that touches an activation, every byte between passes."""
 
-import collections
-
 import pytest
 import torch
 from accuracy import generator
 from chains import assert_same, cotangent, make, needs_cpu_backend, randomize
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from schedules import Layouts, Schedule
 
 import ssp_fused
 from ssp_fused import _chain
 from ssp_fused._chain import cache
-from ssp_fused._layout import is_rows
 from ssp_fused.models import sspnet_cifar
 
 pytestmark = needs_cpu_backend
 
 SHAPE = (8, 5, 9, 7)  # more elements than a weight has, also behind a subsampling block
-CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
 
 
 @pytest.fixture(autouse=True)
 def _cpu_backend():
     with ssp_fused.use_backend("cpu"):
         yield
-
-
-class Schedule(TorchDispatchMode):
-    """Counts the fused ops and the convolutions, and notes every other op that reads or writes an activation.
-
-    Views and uninitialized memory are free.
-    """
-
-    def __init__(self, smallest):
-        super().__init__()
-        self.smallest, self.count, self.others = smallest, collections.Counter(), []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        name = func.name().split(".")[0]
-        if name.startswith("ssp_fused::") or name in CONVOLUTIONS:
-            self.count[name.split("::")[1]] += 1
-        elif not (func.is_view or name.startswith(("aten::empty", "aten::new_empty"))):
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
-            if any(t.numel() >= self.smallest for t in tensors):
-                self.others.append(name)
-        return out
 
 
 def run(kinds, mode, **options):
@@ -127,19 +100,6 @@ def test_three_ssp33_blocks_in_numbers():
     forward, backward = run(THREE, "frozen")
     assert counted(forward) == {"stage_norm_act": 18, "stage_combine": 1}
     assert counted(backward) == {"norm_act_backward": 18}
-
-
-class Layouts(TorchDispatchMode):
-    """Notes whether convolutions read rows (channels last)."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name().split(".")[0] in CONVOLUTIONS:
-            self.seen.add(is_rows(args[0]))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

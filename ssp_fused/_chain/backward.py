@@ -44,10 +44,11 @@ class Backward:
         self.ops = reference if torch.is_grad_enabled() else plan.backend.ops
         self.needs_x, self.needs = needs[0], needs[1:]
         self.gradients: list[Tensor | None] = [None] * len(tensors)
+        self.learns = any(self.needs)
         self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
 
     def wants(self, *places: int | None) -> bool:
-        return any(place is not None and self.needs[place] for place in places)
+        return self.learns and any(place is not None and self.needs[place] for place in places)
 
     def add(self, place: int | None, gradient: Tensor | None, factor: float | Tensor = 1.0) -> None:
         """``factor`` times a gradient, to that of a tensor."""
@@ -71,7 +72,8 @@ class Backward:
         upstream = [self.needs_x]
         for block in blocks:
             upstream.append(upstream[-1] or self.wants(*block.tensors()))
-        g, end = self.plan.inside(dy), len(slopes)
+        # A gradient may come in any strides, that of an average pooling expanded: once made dense, for all that read it.
+        g, end = dense(dy, slopes[-1].norm1.rows), len(slopes)
         sums = self.ops.channel_sum(g) if self.with_sums else None
         for position in reversed(range(len(blocks))):
             block, start = blocks[position], end - len(blocks[position].rows)
@@ -87,7 +89,7 @@ class Backward:
             # Exact zeros are tensors: of a bias that only a batch norm sees, say.
             if gradient is None:
                 self.gradients[place] = torch.zeros_like(self.t[place])
-            elif self.plan.rows:  # a weight's gradient is then in rows, too
+            else:  # a weight's gradient is in rows where activations are
                 self.gradients[place] = dense(gradient, is_rows(self.t[place]))
         return self.plan.outside(g) if self.needs_x else None
 
