@@ -15,7 +15,7 @@ from .training import Attack
 
 GRAMMAR = (
     "fgsm; pgd-K: K steps from a random start; pgd-KxR: the worst of R such; "
-    "sspnet-pgd-K: K steps from the image itself; autoattack"
+    f"sspnet-pgd-K: K steps from the image itself; {', '.join(LIBRARY_ATTACKS)}"
 )
 
 _PGD = re.compile(r"(sspnet-)?pgd-([1-9][0-9]*)(?:x([1-9][0-9]*))?")
@@ -30,13 +30,16 @@ def named_attack(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Attack:
-    """An attack by its name, on cross-entropy, the model in eval mode.
+    """An attack by its name, the model in eval mode; ours are on cross-entropy.
 
     "fgsm" takes one step of length eps from the image; "pgd-20" 20 steps from a random start;
     "pgd-20x5" the worst of five of these. "sspnet-pgd-20" has no random start, as the evaluation of
     the published SSP networks (github matbambbang/sspnet; that one also rounds pixels to multiples
     of 1/255 after each step, which changes something only where eps or step size are none).
-    "autoattack" is AutoAttack's standard version (of pyautoattack), which has no step size.
+
+    Of other libraries, without a step size: "autoattack", AutoAttack's standard version, and
+    "apgd-ce" and "square", two of its attacks alone (pyautoattack); "torchattacks-autoattack", which
+    takes fewer steps, and "cw", Carlini and Wagner's l2 attack, projected onto the ball (torchattacks).
 
     Args:
         name: one of these, with any counts.
