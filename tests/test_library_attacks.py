@@ -286,6 +286,10 @@ def test_what_cannot_be_attacked_is_named(robust: nn.Module) -> None:
             attack(robust, x.double(), y)
         with pytest.raises(TypeError, match=f"model must be float32 under {name}, got torch.bf"):
             attack(untrained().bfloat16(), x, y)
+    for name in (*AUTOATTACKS, "square"):
+        attack = LibraryAttack(name, eps=EPS, norm="l2")
+        with pytest.raises(ValueError, match=f"{name} in l2 needs images of at least 5 x 5 pixels"):
+            attack(untrained(), x[..., :4], y)
     with pytest.raises(ValueError, match="eps must be finite and not negative"):
         LibraryAttack("square", eps=-1.0)
     with pytest.raises(ValueError, match="unknown norm 'l1'"):

@@ -197,6 +197,14 @@ def test_without_the_library_one_check_is_not_run(
     assert {other["verdict"] for other in report["checks"].values()} == {PASSED}
 
 
+def test_images_too_small_for_the_square_attack() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    checks = MaskingChecks(CLASSES, 0.6, 0.15, norm="l2")
+    report = checks.run(model, [(torch.rand(4, 1, 4, 4), torch.arange(4))])
+    assert report["checks"]["black box"]["verdict"] == "not run"
+
+
 def test_no_images_are_refused(plain: nn.Module) -> None:
     with pytest.raises(ValueError, match="no batch was seen"):
         CHECKS.run(plain, [])

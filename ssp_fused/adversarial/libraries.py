@@ -32,6 +32,8 @@ QUERIES = 5000
 # The targeted losses compare the four largest logits.
 _FEWEST_CLASSES = 4
 _MOST_TARGETS = 9
+# Of the Square attack in l2, which cuts images into 5 x 5 tiles.
+SMALLEST_SIDE = 5
 
 
 class LibraryAttack:
@@ -77,7 +79,7 @@ class LibraryAttack:
 
         Raises:
             TypeError, ValueError: images or labels, as `pgd`; images or parameters that are not
-                fp32; too few classes.
+                fp32; too few classes; too small images.
             RuntimeError: the library returned images outside the ball or outside [0, 1].
         """
         check_tensors(model, x, y, _BOUNDS, None)
@@ -86,6 +88,11 @@ class LibraryAttack:
                 raise TypeError(f"{what} must be float32 under {self.name}, got {tensor.dtype}")
         if len(x) == 0:
             return x.detach().clone()
+        if self._norm == "l2" and self.name in _WITH_SQUARE and min(x.shape[2:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"{self.name} in l2 needs images of at least {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels, "
+                f"got shape {tuple(x.shape)}"
+            )
         model = attacked_module(model)
         with (
             torch.inference_mode(False),
@@ -178,6 +185,9 @@ LIBRARY_ATTACKS: dict[str, tuple[str, Run]] = {
     "cw": ("torchattacks", LibraryAttack._cw),
     "torchattacks-autoattack": ("torchattacks", LibraryAttack._torchattacks_autoattack),
 }
+
+
+_WITH_SQUARE = ("autoattack", "square", "torchattacks-autoattack")
 
 
 class _FromZero(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .ascent import Objective, attack_mode, attacked_module
 from .attacks import cross_entropy_per_sample, fgsm, pgd
 from .distributed import Ranks
-from .libraries import LibraryAttack, missing_library
+from .libraries import SMALLEST_SIDE, LibraryAttack, missing_library
 from .outcomes import dealt
 from .training import CLEAN, Attack, Batches, outcomes
 
@@ -112,7 +112,8 @@ class MaskingChecks:
             step_size = _REACH * radius / _SWEEP_STEPS
             name = f"{_RADIUS}{radius:.4g}"
             attacks[name] = climb(radius, step_size, _SWEEP_STEPS, early_stop=True)
-        if missing_library(_SQUARE) is None:
+        too_small = self.norm == "l2" and min(x.shape[2:]) < SMALLEST_SIDE
+        if missing_library(_SQUARE) is None and not too_small:
             attacks[_SQUARE] = LibraryAttack(
                 _SQUARE, eps=self.eps, norm=self.norm, seed=seed, queries=_QUERIES
             )
@@ -147,9 +148,9 @@ class MaskingChecks:
 
 
 def _black_box(found: dict[str, Tensor]) -> dict[str, Any]:
-    reason = missing_library(_SQUARE)
-    if reason is not None:
-        return {"verdict": NOT_RUN, "seen": reason}
+    if _SQUARE not in found:
+        size = f"{_SQUARE} in l2 needs images of {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels"
+        return {"verdict": NOT_RUN, "seen": missing_library(_SQUARE) or size}
     return _not_stronger(found, _SQUARE, _MANY)
 
 
