@@ -69,7 +69,7 @@ def trained_network(*, attacked: bool) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1),
-        SSPStack(SSPBlock(8, "ssp22"), SSPBlock(8, "ssp33")),
+        SSPStack(SSPBlock(8, "euler"), SSPBlock(8, "ssp22")),
         nn.BatchNorm2d(8),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(4),

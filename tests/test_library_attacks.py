@@ -55,7 +55,7 @@ def withstood(model: nn.Module, x_adv: Tensor, y: Tensor) -> list[bool]:
 def test_backends_agree_on_each_image(
     robust: nn.Module, name: str, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    x, y = four_digits("test", 18)
+    x, y = four_digits("test", 14)
     found = {}
     for choice in (backend, "reference"):
         attack = LibraryAttack(name, eps=EPS, seed=3, queries=40)
