@@ -14,6 +14,7 @@ from .adversarial.averaging import AVERAGES
 from .adversarial.conversion import DATASETS
 from .adversarial.evaluation import DEFAULT_ATTACKS
 from .adversarial.growth import DEFAULT_ATTACK
+from .adversarial.masking import MASKING_IMAGES
 from .adversarial.methods import METHODS
 from .adversarial.named import GRAMMAR
 from .adversarial.networks import NETWORKS
@@ -157,7 +158,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         help="accuracy on test images, clean and under attacks",
         description="Accuracy of a network on test images: clean, under each attack, and the share "
-        "of images that withstand every one (worst).",
+        "of images that withstand every one (worst); 95%% intervals; signs of gradient masking. "
+        "On several processes: torchrun ... -m ssp_fused.cli evaluate ...",
         argument_default=argparse.SUPPRESS,
     )
     evaluation.set_defaults(command="evaluate")
@@ -168,6 +170,17 @@ def _add_evaluate(commands: Any) -> None:
         default=list(DEFAULT_ATTACKS),
         metavar="NAMES",
         help=f"separated by commas: {GRAMMAR} (default: {','.join(DEFAULT_ATTACKS)})",
+    )
+    evaluation.add_argument(
+        "--transfer",
+        action="store_true",
+        help="also classify images attacked on the reference backend by the run's, and back",
+    )
+    evaluation.add_argument(
+        "--masking-images",
+        type=int,
+        metavar="N",
+        help=f"look for gradient masking on the first N images (default: {MASKING_IMAGES}; 0: no)",
     )
     _add_test(evaluation)
 
@@ -225,7 +238,7 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
         "--step-size", type=_number, help="length of a PGD step (default: the run's; l2: its share)"
     )
     add("--batch-size", type=int, help="images at once (default: 500)")
-    add("--seed", type=int, help="of random starts (default: 0)")
+    add("--seed", type=int, help="of the attacks' random numbers (default: 0)")
     add("--limit", type=int, metavar="N", help="the first N test images only")
     _add_place(parser)
     add("--json", action="store_true", help="print JSON instead of a table")

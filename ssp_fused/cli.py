@@ -1,7 +1,7 @@
 """The command line: `ssp-fused info | train | evaluate | growth | convert`.
 
 Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130). On several GPUs or
-machines: `torchrun ... -m ssp_fused.cli train ...`.
+machines: `torchrun ... -m ssp_fused.cli train ...` (and `evaluate`).
 """
 
 from __future__ import annotations
@@ -128,16 +128,36 @@ def _settings(options: argparse.Namespace) -> EvaluationSettings:
 
 def _evaluate(options: argparse.Namespace) -> None:
     out = _checked_out(options)
-    report = evaluate_checkpoint(options.checkpoint, options.attack, _settings(options))
-    if _deliver(report, out, options):
+    given = {n: v for n, v in vars(options).items() if n in ("transfer", "masking_images")}
+    with joined(getattr(options, "device", None)) as ranks:
+        report = evaluate_checkpoint(
+            options.checkpoint, options.attack, _settings(options), **given
+        )
+    if not ranks.is_first or _deliver(report, out, options):
         return
-    accuracy = report["accuracy"]
     print(f"{_subject(report)}: {report['images']} test images of {report['data']}")
     print(_attack_line(report))
-    widths = [max(8, len(name) + 2) for name in accuracy]
-    print("".join(f"{name:>{width}}" for name, width in zip(accuracy, widths, strict=True)))
-    shares = zip(accuracy.values(), widths, strict=True)
-    print("".join(f"{share:>{width}.1%}" for share, width in shares))
+    print(f"{'':<24}{'accuracy':>9}   95% interval")
+    for name, share in report["accuracy"].items():
+        low, high = report["confidence_95"][name]
+        served = report["attacks"].get(name)
+        by = f"   {served['library']} {served['version']}" if served else ""
+        print(f"{name:<24}{share:>9.1%}   {low:.1%} to {high:.1%}{by}")
+    for name, served in report["attacks"].items():
+        for message, count in served["warnings"].items():
+            print(f"{name} warned {count}x: {message}")
+    for name, pairs in (report["transfer"] or {}).items():
+        for pair, share in pairs["accuracy"].items():
+            print(f"{name}: {pair} {share:.1%}, {pairs['differs'][pair]} images differ")
+    if report["masking"] is not None:
+        _show_masking(report["masking"])
+
+
+def _show_masking(masking: dict[str, Any]) -> None:
+    found = "signs of it" if masking["suspicious"] else "no sign"
+    print(f"gradient masking: {found} on {masking['images']} images")
+    for name, check in masking["checks"].items():
+        print(f"  {name:<12} {check['verdict']:<11} {check['seen']}")
 
 
 def _growth(options: argparse.Namespace) -> None:

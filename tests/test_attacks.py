@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from attacked import assert_same, mixed_state, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,38 +50,6 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     x, y = next(splits.test.batches(300))
     assert evaluate(model, [(x, y)])["clean"] > 0.95
     return model.eval(), x, y
-
-
-def snapshot(model: nn.Module) -> dict[str, list]:
-    """Everything an attack has to leave as it was."""
-    parameters = list(model.parameters())
-    return {
-        "parameters": [p.detach().clone() for p in parameters],
-        "identities": [id(p) for p in parameters],
-        "requires_grad": [p.requires_grad for p in parameters],
-        "gradients": [None if p.grad is None else p.grad.clone() for p in parameters],
-        "buffers": [b.clone() for b in model.buffers()],
-        "modes": [m.training for m in model.modules()],
-    }
-
-
-def assert_same(before: dict[str, list], after: dict[str, list], *, buffers: bool = True) -> None:
-    for key in ("identities", "requires_grad", "modes"):
-        assert before[key] == after[key], key
-    for key in ("parameters", "gradients", *(["buffers"] if buffers else [])):
-        for old, new in zip(before[key], after[key], strict=True):
-            assert (old is None and new is None) or torch.equal(old, new), key
-
-
-def mixed_state(model: nn.Module) -> nn.Module:
-    """Modes, gradients and frozen parameters as no uniform setting would leave them."""
-    model.train()
-    model.block2[0].norm1.eval()
-    model.fc.weight.requires_grad_(False)
-    for index, parameter in enumerate(model.parameters()):
-        if index % 2 and parameter.requires_grad:
-            parameter.grad = torch.randn_like(parameter)
-    return model
 
 
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])

@@ -1,7 +1,9 @@
 """Named attacks, accuracies under them, and the reports of checkpoints."""
 
 import json
+import re
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from ssp_fused import __version__, cli, data, models, use_backend
+from ssp_fused._backends import current
 from ssp_fused.adversarial import (
     EvaluationSettings,
+    Ranks,
     TrainConfig,
     evaluate,
     evaluate_checkpoint,
     fgsm,
     fit,
+    load_checkpoint,
     named_attack,
     named_attacks,
     pgd,
 )
+from ssp_fused.adversarial.outcomes import dealt, wilson_interval
+from ssp_fused.adversarial.precision import full_float32
+from ssp_fused.adversarial.transfer import transfer_outcomes, transfer_report
 
 EPS, STEP = 0.1, 0.03
+
+
+def quick(path: Path, attacks: list[str], settings: EvaluationSettings, **more: Any) -> dict:
+    """A report without checks for gradient masking, which most tests here are not about."""
+    return evaluate_checkpoint(path, attacks, settings, masking_images=0, **more)
 
 
 def small_network() -> nn.Module:
@@ -126,7 +139,7 @@ def test_worst_counts_what_withstands_everything() -> None:
 
 def test_a_report_says_where_it_comes_from(trained: Path) -> None:
     settings = EvaluationSettings(limit=60, batch_size=25, seed=4, device="cpu", last=True)
-    report = evaluate_checkpoint(trained, ["pgd-2"], settings)
+    report = quick(trained, ["pgd-2"], settings)
     assert report == json.loads(json.dumps(report))
     assert report["checkpoint"] == str(trained / "last.pt")
     assert report["versions"]["ssp_fused"] == __version__
@@ -135,28 +148,194 @@ def test_a_report_says_where_it_comes_from(trained: Path) -> None:
     expected |= {"step_size": 0.04, "seed": 4, "batch_size": 25, "device": "cpu"}
     assert {key: report[key] for key in expected} == expected
     assert list(report["accuracy"]) == ["clean", "pgd-2", "worst"]
-    again = evaluate_checkpoint(trained / "last.pt", ["pgd-2"], replace(settings, last=False))
+    again = quick(trained / "last.pt", ["pgd-2"], replace(settings, last=False))
     assert again == report
     model = torch.load(trained / "last.pt", weights_only=True)
     assert report["model"] == model["config"]["model"]
 
 
+def test_a_report_repeats_itself(trained: Path) -> None:
+    settings = EvaluationSettings(limit=45, batch_size=20, seed=7, device="cpu", eps=0.1)
+    first = evaluate_checkpoint(
+        trained, ["pgd-1x2", "fgsm"], settings, transfer=True, masking_images=6
+    )
+    assert first == json.loads(json.dumps(first))
+    again = evaluate_checkpoint(
+        first["checkpoint"],
+        list(first["attacks"]),
+        EvaluationSettings(**first["settings"]),
+        transfer=first["transfer"] is not None,
+        masking_images=first["masking"]["images"],
+    )
+    assert again == first
+    assert first["data_sha256"] != quick(trained, [], replace(settings, limit=44))["data_sha256"]
+    other = quick(trained, list(first["attacks"]), replace(settings, seed=8))
+    assert other["outcomes"]["fgsm"] == first["outcomes"]["fgsm"]
+
+
+def test_outcomes_are_those_of_the_images(trained: Path) -> None:
+    settings = EvaluationSettings(limit=45, batch_size=20, seed=7, device="cpu", eps=0.1)
+    report = quick(trained, ["pgd-1x2", "fgsm"], settings)
+    model, _, _ = load_checkpoint(trained / "best.pt")
+    expected: dict[str, list[bool]] = {"clean": [], "pgd-1x2": [], "fgsm": []}
+    batches = data.load("digits").test.take(45).batches(20)
+    for index, (x, y) in enumerate(batches):
+        names = ("pgd-1x2", "fgsm")
+        attacks = named_attacks(names, eps=0.1, step_size=report["step_size"], seed=7 + index)
+        for name, images in (("clean", x), *((n, f(model, x, y)) for n, f in attacks.items())):
+            with torch.no_grad():
+                expected[name] += (model(images).argmax(dim=1) == y).tolist()
+    expected["worst"] = [all(row) for row in zip(*expected.values(), strict=True)]
+    assert [*report["outcomes"]] == [*report["accuracy"]] == [*report["confidence_95"]]
+    for name, right in expected.items():
+        assert report["outcomes"][name] == "".join("01"[value] for value in right)
+        assert report["accuracy"][name] == sum(right) / 45
+        assert report["confidence_95"][name] == wilson_interval(sum(right), 45)
+    served = {"library": "ssp_fused", "version": __version__, "warnings": {}}
+    assert report["attacks"] == {"pgd-1x2": served, "fgsm": served}
+    assert (report["transfer"], report["masking"], report["processes"]) == (None, None, 1)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 10), (10, 10), (5, 10), (1, 3), (6123, 10000)])
+def test_intervals_are_wilson_s(hits: int, trials: int) -> None:
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    expected = stats.binomtest(hits, trials).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits, trials) == pytest.approx([expected.low, expected.high], abs=1e-12)
+    low, high = wilson_interval(hits, trials)
+    assert 0 <= low <= hits / trials <= high <= 1
+
+
+def test_other_libraries_serve_under_their_names(trained: Path) -> None:
+    for library in ("pyautoattack", "torchattacks"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    settings = EvaluationSettings(limit=8, device="cpu")
+    report = quick(trained, ["apgd-ce", "cw"], settings)
+    for name, library in (("apgd-ce", "pyautoattack"), ("cw", "torchattacks")):
+        served = report["attacks"][name]
+        assert (served["library"], served["version"]) == (library, version(library))
+    assert report["accuracy"]["worst"] <= report["accuracy"]["cw"]
+
+
+class Twofold(nn.Module):
+    """Says 1 for bright images under the reference backend, for dark ones under any other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = (x.flatten(1).mean(dim=1) > 0.5).long()
+        says = bright if current() == "reference" else 1 - bright
+        return nn.functional.one_hot(says, 2).float()
+
+
+def painted(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """All bright where the reference backend attacks, all dark elsewhere."""
+    return torch.full_like(x, float(current() == "reference"))
+
+
+def test_transfer_makes_on_one_backend_and_classifies_on_the_other() -> None:
+    x, y = torch.rand(3, 1, 2, 2), torch.ones(3, dtype=torch.int64)
+    made = []
+
+    def attacks() -> dict[str, Any]:
+        made.append(current())
+        return {"a": painted}
+
+    with use_backend("auto"):
+        found = transfer_outcomes(Twofold(), x, y, attacks, "cpu")
+        assert current() == "auto"
+    assert made == ["cpu", "reference"]
+    pairs = {name: bool(right.all()) for name, right in found.items() if name.startswith("a: ")}
+    assert pairs == {
+        "a: cpu on cpu": True,
+        "a: cpu on reference": False,
+        "a: reference on cpu": False,
+        "a: reference on reference": True,
+    }
+    assert torch.equal(found["a"], found["a: cpu on cpu"])
+    report = transfer_report(found, ["a"], "cpu")["a"]
+    assert report["differs"] == {
+        "cpu on cpu": 0,
+        "cpu on reference": 3,
+        "reference on cpu": 3,
+        "reference on reference": 0,
+    }
+    assert report["accuracy"]["cpu on reference"] == 0
+
+
+def test_transfer_of_a_checkpoint(trained: Path) -> None:
+    settings = EvaluationSettings(limit=30, device="cpu")
+    report = quick(trained, ["pgd-3"], settings, transfer=True)
+    pairs = report["transfer"]["pgd-3"]
+    own = report["backend"]
+    assert pairs["outcomes"][f"{own} on {own}"] == report["outcomes"]["pgd-3"]
+    alone = quick(trained, ["pgd-3"], settings)
+    assert alone["outcomes"] == report["outcomes"]
+    reference = quick(trained, ["pgd-3"], replace(settings, backend="reference"))
+    assert pairs["outcomes"]["reference on reference"] == reference["outcomes"]["pgd-3"]
+    with pytest.raises(ValueError, match="transfer must go with another backend than reference"):
+        quick(trained, ["pgd-3"], replace(settings, backend="reference"), transfer=True)
+
+
+def test_a_run_is_checked_for_masking(trained: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ("--attack", "fgsm", "--limit", "12", "--device", "cpu", "--masking-images", "8")
+    assert cli.main(["evaluate", str(trained), *options]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"gradient masking: (no sign|signs of it) on 8 images", out)
+    for name in ("radius", "steps", "single step", "black box", "gradients"):
+        assert re.search(rf"^  {name} +(passed|suspicious|not run) ", out, re.MULTILINE)
+    with pytest.raises(ValueError, match="masking_images must not be negative, got -1"):
+        evaluate_checkpoint(trained, ["fgsm"], masking_images=-1)
+
+
+def test_float32_is_not_rounded_in_an_evaluation() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        with torch.autocast("cpu", torch.bfloat16):
+            with pytest.raises(KeyError), full_float32():
+                assert matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+                raise KeyError
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_batches_are_dealt_and_come_back_in_order(processes: int) -> None:
+    batches = [(torch.arange(i, i + 2), torch.arange(i, i + 2)) for i in range(0, 8, 2)]
+    parts: list[Any] = []
+
+    class Gathering(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            parts.append(value)
+            return parts
+
+    measured = []
+    for rank in range(processes):
+        ranks = Gathering(rank, processes)
+        found = dealt(batches, lambda i, x, y: measured.append(i) or {"a": x, "b": y + i}, ranks)
+    assert sorted(measured) == [0, 1, 2, 3]
+    assert found["a"].tolist() == [*range(8)]
+    assert found["b"].tolist() == [0, 1, 3, 4, 6, 7, 9, 10]
+
+
 def test_the_backend_of_a_report_is_the_one_that_served(trained: Path) -> None:
     settings = EvaluationSettings(limit=10, device="cpu")
-    reference = evaluate_checkpoint(trained, ["fgsm"], replace(settings, backend="reference"))
+    reference = quick(trained, ["fgsm"], replace(settings, backend="reference"))
     assert reference["backend"] == "reference"
     with use_backend("reference"):
-        assert evaluate_checkpoint(trained, ["fgsm"], settings)["backend"] == "reference"
+        assert quick(trained, ["fgsm"], settings)["backend"] == "reference"
 
 
 def test_l2_needs_its_radius(trained: Path) -> None:
     settings = EvaluationSettings(norm="l2", limit=20, device="cpu")
     with pytest.raises(ValueError, match="eps must be given with norm l2"):
-        evaluate_checkpoint(trained, ["pgd-2"], settings)
-    report = evaluate_checkpoint(trained, ["pgd-2"], replace(settings, eps=0.3))
+        quick(trained, ["pgd-2"], settings)
+    report = quick(trained, ["pgd-2"], replace(settings, eps=0.3))
     assert (report["norm"], report["eps"]) == ("l2", 0.3)
     assert report["step_size"] == pytest.approx(0.3 * 0.04 / 0.15)
-    own = evaluate_checkpoint(trained, ["pgd-2"], replace(settings, eps=0.3, step_size=0.2))
+    own = quick(trained, ["pgd-2"], replace(settings, eps=0.3, step_size=0.2))
     assert own["step_size"] == 0.2
 
 
@@ -175,9 +354,7 @@ def test_l2_needs_its_radius(trained: Path) -> None:
 )
 def test_bad_settings_are_named(trained: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate_checkpoint(
-            trained, ["fgsm"], EvaluationSettings(**{"device": "cpu", "limit": 5, **change})
-        )
+        quick(trained, ["fgsm"], EvaluationSettings(**{"device": "cpu", "limit": 5, **change}))
 
 
 def test_data_that_does_not_fit_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +369,7 @@ def test_data_that_does_not_fit_is_refused(trained: Path, monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(data, "load", lambda *_, other=other, **__: other)
         with pytest.raises(ValueError, match=message):
-            evaluate_checkpoint(trained, ["fgsm"], settings)
+            quick(trained, ["fgsm"], settings)
 
 
 def write_images(folder: Path, side: int, classes: int = 2, seed: int = 0) -> None:
@@ -225,6 +402,7 @@ def test_a_folder_s_run_is_evaluated_on_other_folders(
         (["--data", "folder:two", "--data-dir", "elsewhere"], "folder:two"),
     ):
         command = ["evaluate", run, "--attack", "fgsm", "--device", "cpu", "--json", *place]
+        command += ["--masking-images", "0"]
         capsys.readouterr()
         assert cli.main(command) == 0
         report = json.loads(capsys.readouterr().out)

@@ -1,5 +1,6 @@
-"""Training by several processes over gloo: the same as by one; and what happens when one dies or stops."""
+"""Training and evaluation by several processes over gloo: as by one; and what happens when one dies or stops."""
 
+import importlib.util
 import itertools
 import json
 import os
@@ -20,7 +21,16 @@ import torch.multiprocessing as mp
 
 import ssp_fused
 from ssp_fused import cli, data
-from ssp_fused.adversarial import Ranks, TrainConfig, load_checkpoint, pgd_loss, train_epoch
+from ssp_fused.adversarial import (
+    EvaluationSettings,
+    Ranks,
+    TrainConfig,
+    evaluate_checkpoint,
+    fit,
+    load_checkpoint,
+    pgd_loss,
+    train_epoch,
+)
 from ssp_fused.adversarial import run as run_module
 from ssp_fused.adversarial.networks import network_spec
 from ssp_fused.adversarial.state import TrainingState
@@ -119,9 +129,9 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def torchrun(*options: str) -> subprocess.Popen:
+def torchrun(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "ssp_fused.cli", "train", *options]
+    command += ["--master-port", str(free_port()), "-m", "ssp_fused.cli", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -164,7 +174,7 @@ def test_a_killed_process_ends_the_run_and_another_number_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "run"
-    launcher = torchrun(*OPTIONS, "--epochs", "50", "--out", str(folder))
+    launcher = torchrun("train", *OPTIONS, "--epochs", "50", "--out", str(folder))
     out, errors = after_first_epoch(
         launcher, lambda: os.kill(ranks_of(launcher)[1], signal.SIGKILL)
     )
@@ -199,7 +209,7 @@ def shorten(folder: Path, epochs: int) -> None:
 
 def test_ctrl_c_stops_all_processes_after_the_same_batch_and_two_go_on(tmp_path: Path) -> None:
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    launcher = torchrun(*OPTIONS, "--out", str(folder))
+    launcher = torchrun("train", *OPTIONS, "--out", str(folder))
     # To one of them alone: the other one learns of it.
     _, errors = after_first_epoch(launcher, lambda: os.kill(ranks_of(launcher)[1], signal.SIGINT))
     told = {line for line in errors.splitlines() if line.startswith("ssp-fused")}
@@ -210,7 +220,7 @@ def test_ctrl_c_stops_all_processes_after_the_same_batch_and_two_go_on(tmp_path:
         for rank in (0, 1)
     }
     for options in (("--resume", str(folder)), (*OPTIONS, "--out", str(whole))):
-        launcher = torchrun(*options)
+        launcher = torchrun("train", *options)
         out, errors = launcher.communicate(timeout=120)
         assert launcher.returncode == 0, errors
         assert out.count("best epoch") == 1 and "ssp-fused" not in errors
@@ -218,6 +228,24 @@ def test_ctrl_c_stops_all_processes_after_the_same_batch_and_two_go_on(tmp_path:
         torch.load(run / "last.pt", weights_only=True)["model"] for run in (folder, whole)
     )
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run = tmp_path / "run"
+    fit(TrainConfig(blocks=1, width=4, steps=1, epochs=1, limit=128, device="cpu", out=str(run)))
+    attacks = ["pgd-2x2", *(["apgd-ce"] if importlib.util.find_spec("pyautoattack") else [])]
+    settings = EvaluationSettings(limit=36, batch_size=8, device="cpu", seed=5)
+    alone = evaluate_checkpoint(run, attacks, settings, transfer=True, masking_images=12)
+    options = ("--limit", "36", "--batch-size", "8", "--device", "cpu", "--seed", "5")
+    more = ("--transfer", "--masking-images", "12", "--attack", ",".join(attacks))
+    launcher = torchrun("evaluate", str(run), *options, *more, "--out", str(tmp_path / "two.json"))
+    out, errors = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, errors
+    assert out.count("gradient masking") == 1
+    together = json.loads((tmp_path / "two.json").read_text())
+    assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
+    assert together == alone
 
 
 def test_what_processes_cannot_share_is_named() -> None:

@@ -13,6 +13,7 @@ from .graphs import GraphCache, clear_graphs
 from .growth import checkpoint_growth, perturbation_growth
 from .interrupts import TrainingInterrupted
 from .losses import TrainingLoss, clean_loss, pgd_loss
+from .masking import MaskingChecks
 from .named import named_attack, named_attacks
 from .precision import Precision
 from .run import fit, resume
@@ -24,6 +25,7 @@ __all__ = [
     "EvaluationSettings",
     "FreeLoss",
     "GraphCache",
+    "MaskingChecks",
     "Precision",
     "PublishedNetwork",
     "Ranks",

@@ -1,4 +1,4 @@
-"""The processes of a training run: who they are, what they tell each other, what torchrun says."""
+"""The processes of a run: who they are, what they tell each other, what torchrun says."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Ranks:
         return total
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value by rank, in the first process; an empty list elsewhere."""
+        """Every process's value by rank, in each process."""
         if self.size == 1:
             return [value]
-        values = [None] * self.size if self.is_first else None
-        dist.gather_object(value, values)
-        return values or []
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def first_before_others(self) -> Iterator[None]:

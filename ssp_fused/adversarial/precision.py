@@ -1,8 +1,9 @@
-"""Automatic mixed precision of a training run."""
+"""Automatic mixed precision of a training run, and the full precision of an evaluation."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -30,3 +31,22 @@ class Precision:
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device, self._dtype)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within it products of float32 are not rounded to TF32 or bf16, and autocast is off."""
+    backends = torch.backends
+    places = (
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    )
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

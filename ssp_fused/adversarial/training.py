@@ -200,26 +200,49 @@ def evaluate(
         ValueError: there are no batches, or an attack is named "clean" or "worst".
     """
     attacks = attacks or {}
-    for name in (CLEAN, WORST):
-        if name in attacks:
-            raise ValueError(f"attacks must not be named {name!r}: {', '.join(attacks)}")
-    runs: dict[str, Attack] = {CLEAN: lambda _model, x, _y: x, **attacks}
-    columns = [*runs, WORST] if attacks else list(runs)
+    columns = [CLEAN, *attacks, WORST] if attacks else [CLEAN]
     hits: Tensor = torch.zeros(len(columns), dtype=torch.int64)
     images = 0
-    with eval_mode(model), torch.no_grad():
-        for x, y in batches:
-            right = [model(attack(model, x, y)).argmax(dim=1) == y for attack in runs.values()]
-            if attacks:
-                right.append(torch.stack(right).all(dim=0))
-            hits = hits.to(y.device) + torch.stack(right).sum(dim=1)
-            images += len(y)
+    for x, y in batches:
+        right = outcomes(model, x, y, attacks)
+        hits = hits.to(y.device) + torch.stack([*right.values()]).sum(dim=1)
+        images += len(y)
     *counts, images = (
         (ranks or Ranks()).sum(torch.cat((hits.cpu(), torch.tensor([images])))).tolist()
     )
     if not images:
         raise ValueError("no batch was seen")
     return {name: count / images for name, count in zip(columns, counts, strict=True)}
+
+
+def outcomes(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Attack]
+) -> dict[str, Tensor]:
+    """Which images of a batch are classified correctly, the model in eval mode.
+
+    Args:
+        model: as in `evaluate`.
+        x: images `[N, C, H, W]`.
+        y: labels `[N]`.
+        attacks: as in `evaluate`.
+
+    Returns:
+        Under the names that `evaluate` returns, bool `[N]`.
+
+    Raises:
+        ValueError: an attack is named "clean" or "worst".
+    """
+    for name in (CLEAN, WORST):
+        if name in attacks:
+            raise ValueError(f"attacks must not be named {name!r}: {', '.join(attacks)}")
+    runs: dict[str, Attack] = {CLEAN: lambda _model, x, _y: x, **attacks}
+    with eval_mode(model), torch.no_grad():
+        right = {
+            name: model(attack(model, x, y)).argmax(dim=1) == y for name, attack in runs.items()
+        }
+    if attacks:
+        right[WORST] = torch.stack([*right.values()]).all(dim=0)
+    return right
 
 
 @contextmanager
