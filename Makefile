@@ -58,6 +58,7 @@ $(TOOLS): constraints.txt | $(VENV)/bin/python
 $(BUILT): $(TOOLS) $(SOURCES)
 	$(INSTALL) torch
 	$(INSTALL) --no-build-isolation --editable '.[plot,dev]'
-	# What tests compare attacks with. It asks for an old requests and for torchvision, and imports neither.
-	$(INSTALL) --no-deps torchattacks
+	# Attacks that evaluations run and tests compare with. torchattacks asks for an old requests and for torchvision,
+	# and imports neither.
+	$(INSTALL) --no-deps pyautoattack torchattacks
 	touch $@

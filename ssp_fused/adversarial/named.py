@@ -1,4 +1,4 @@
-"""Attacks by name, as accuracies are reported under: "fgsm", "pgd-20", "pgd-20x5", ..."""
+"""Attacks by name, as accuracies are reported under: "fgsm", "pgd-20x5", "autoattack", ..."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from .attacks import fgsm, pgd
+from .libraries import LIBRARY_ATTACKS, LibraryAttack
 from .training import Attack
 
 GRAMMAR = (
     "fgsm; pgd-K: K steps from a random start; pgd-KxR: the worst of R such; "
-    "sspnet-pgd-K: K steps from the image itself"
+    "sspnet-pgd-K: K steps from the image itself; autoattack"
 )
 
 _PGD = re.compile(r"(sspnet-)?pgd-([1-9][0-9]*)(?:x([1-9][0-9]*))?")
@@ -35,13 +36,14 @@ def named_attack(
     "pgd-20x5" the worst of five of these. "sspnet-pgd-20" has no random start, as the evaluation of
     the published SSP networks (github matbambbang/sspnet; that one also rounds pixels to multiples
     of 1/255 after each step, which changes something only where eps or step size are none).
+    "autoattack" is AutoAttack's standard version (of pyautoattack), which has no step size.
 
     Args:
         name: one of these, with any counts.
         eps: radius of the ball, in units of the images.
         step_size: of PGD, same units.
         norm: "linf" or "l2".
-        seed: of the random starts; attacks made anew repeat them.
+        seed: of the random numbers; attacks made anew repeat them.
         device: of the images.
 
     Returns:
@@ -49,7 +51,10 @@ def named_attack(
 
     Raises:
         ValueError: a name of another form.
+        ImportError: the library of the attack is not installed.
     """
+    if name in LIBRARY_ATTACKS:
+        return LibraryAttack(name, eps=eps, norm=norm, seed=seed)
     if name == "fgsm":
         return partial(fgsm, eps=eps, norm=norm)
     found = _PGD.fullmatch(name)
