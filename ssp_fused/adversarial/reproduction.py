@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -165,30 +165,55 @@ def _made(report: str, comparison: Comparison, folder: Path) -> dict[str, Any]:
 def _work_in_processes(comparison: Comparison, jobs: int) -> None:
     """`_work` in several processes, which stop when this one does, or when one of them fails."""
     context = get_context("spawn")
-    ended, here = context.Pipe(duplex=False)
     threads = max(torch.get_num_threads() // jobs, 1)
-    pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_begin, initargs=(ended, threads)
-    )
-    with pool:
-        work = [pool.submit(partial(_work, comparison, progress=False)) for _ in range(jobs)]
-        try:
-            for done in as_completed(work):
-                done.result()
-        except BaseException:
-            here.close()
-            raise
+    processes, connections = [], []
+    try:
+        for _ in range(jobs):
+            here, there = context.Pipe()
+            connections.append(here)
+            process = context.Process(target=_job, args=(comparison, threads, there))
+            process.start()
+            processes.append(process)
+            # Else the end of the process would not be seen.
+            there.close()
+        _wait_for(connections)
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.join()
 
 
-def _begin(ended: Connection, threads: int) -> None:
+def _wait_for(connections: Sequence[Connection]) -> None:
+    """Wait for the word of every job, and raise what one of them has raised."""
+    silent = list(connections)
+    while silent:
+        for connection in wait(silent):
+            silent.remove(connection)
+            try:
+                error = connection.recv()
+            except EOFError:
+                raise RuntimeError("a job was killed; the same command goes on") from None
+            if error is not None:
+                raise error
+
+
+def _job(comparison: Comparison, threads: int, parent: Connection) -> None:
     keep_freed_memory()
     torch.set_num_threads(threads)
-    threading.Thread(target=_stop_with_parent, args=(ended,), daemon=True).start()
-
-
-def _stop_with_parent(ended: Connection) -> None:
-    """Stop when the other end of the pipe is closed, be it by the end of its process."""
+    threading.Thread(target=_stop_with_parent, args=(parent,), daemon=True).start()
+    error = None
     try:
-        ended.recv()
-    except EOFError:
+        _work(comparison, progress=False)
+    except BaseException as raised:  # it is raised where the job was begun
+        error = raised
+    with suppress(BrokenPipeError):
+        parent.send(error)
+
+
+def _stop_with_parent(parent: Connection) -> None:
+    """Stop, as after Ctrl-C, when the other end is closed, be it by the end of its process."""
+    try:
+        parent.recv()
+    except (EOFError, ConnectionError):
         os.kill(os.getpid(), signal.SIGTERM)
