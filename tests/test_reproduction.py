@@ -264,9 +264,17 @@ def test_a_run_stopped_before_its_first_save_begins_again(images: Path, tmp_path
     assert reproduce(comparison)["cells"] == {"complete": 1, "all": 1}
 
 
+def claim(comparison: Comparison) -> None:
+    """Have the folder as at the beginning of its first cell."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reproduction, "_work", lambda *_, **__: None)
+        reproduce(comparison)
+
+
 def test_a_cell_that_is_worked_on_is_skipped(images: Path, tmp_path: Path) -> None:
     comparison = small(images, tmp_path / "cut", seeds=(3,), methods=("none",))
     mine, other = comparison.cells()
+    claim(comparison)
     mine.folder.mkdir(parents=True)
     with file_lock(mine.folder / ".lock", wait=False) as held:
         assert held
@@ -330,9 +338,7 @@ def test_jobs_killed_and_taken_up_again(images: Path, tmp_path: Path) -> None:
 def test_the_error_of_a_job_is_raised(images: Path, tmp_path: Path) -> None:
     comparison = small(images, tmp_path / "jobs", seeds=(3,), methods=("none",), models=("res",))
     (cell,) = comparison.cells()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reproduction, "_work", lambda *_, **__: None)
-        reproduce(comparison)
+    claim(comparison)
     cell.folder.mkdir(parents=True)
     (cell.folder / "config.json").write_text("{}")
     (cell.folder / "last.pt").write_bytes(b"damaged")
