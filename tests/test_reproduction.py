@@ -194,7 +194,14 @@ def test_stopped_in_training(
             reproduce(comparison)
     if graceful:
         assert "the same command goes on" in str(caught.value)
-    reproduce(comparison)
+    begun = [cell for cell in comparison.cells() if (cell.folder / "last.pt").is_file()]
+    assert len(begun) == batch // 6 + (graceful or batch % 6 > 2)
+    fits = []
+    with pytest.MonkeyPatch.context() as patched:
+        fit = reproduction.fit
+        patched.setattr(reproduction, "fit", lambda *a, **k: fits.append(1) or fit(*a, **k))
+        reproduce(comparison)
+    assert len(fits) == 2 - len(begun)
     assert_first_seed_of(finished, comparison)
 
 
