@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssp_fused.adversarial import pgd_loss
-from ssp_fused.models.networks import CIFAR_MEAN, CIFAR_STD, Normalize
+from ssp_fused.models import CIFAR_MEAN, CIFAR_STD, Normalize
 
 from .plain import plain_stack
 

@@ -7,10 +7,13 @@ strides are made dense, once, before a kernel sees them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+# Channels that oneDNN's convolutions on rows take at once, at least.
+_VECTOR = 8
 
 
 def is_rows(tensor: Tensor) -> bool:
@@ -21,6 +24,26 @@ def is_rows(tensor: Tensor) -> bool:
 def common_rows(tensors: Sequence[Tensor]) -> bool:
     """The layout an op writes: rows if any operand is in rows, else planes."""
     return any(is_rows(t) for t in tensors)
+
+
+def rows_are_faster(x: Tensor, dtype: torch.dtype, channels: Iterable[int]) -> bool:
+    """Whether convolutions between these numbers of channels, after ``x``, would be faster if x were brought into rows.
+
+    So they are where oneDNN convolves on a CPU: it has kernels for rows, and copies planes into a layout of its own and
+    back for every convolution. Left alone are channels that do not fill its vectors, x in rows already, and what a
+    compiler lays out.
+
+    Args:
+        x: in planes or in rows.
+        dtype: of the convolutions.
+        channels: of their inputs and outputs.
+    """
+    if x.device.type != "cpu" or is_rows(x) or torch.compiler.is_compiling():
+        return False
+    mkldnn = torch.backends.mkldnn
+    if dtype == torch.float64 or not (mkldnn.enabled and mkldnn.is_available()):
+        return False
+    return all(count % _VECTOR == 0 for count in channels)
 
 
 def dense_strides(shape: Sequence[int], rows: bool) -> tuple[int, ...]:

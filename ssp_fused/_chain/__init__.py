@@ -28,7 +28,7 @@ from torch.autograd import Function
 
 from .. import _autocast
 from .._backends import Backend
-from .._layout import dense_strides, is_rows
+from .._layout import dense_strides, is_rows, rows_are_faster
 from .backward import Backward
 from .cache import cache_bytes
 from .differentiable import differentiable
@@ -40,8 +40,6 @@ __all__ = ["CACHE", "Builder", "Row", "Term", "run"]
 CACHE = "cache"
 # Tensors of a block's size that are in use at once: two stages, a slope, a convolution's input and output, gradients.
 _LIVE = 8
-# Channels that oneDNN's convolutions on rows take at once, at least.
-_VECTOR = 8
 
 
 def run(
@@ -57,13 +55,15 @@ def run(
         tile: samples that go through all blocks together, where nothing couples samples; CACHE: as many as fit.
     """
     recording = torch.is_grad_enabled()
+    weights = [builder.tensors[conv.weight] for block in builder.blocks for conv in block.convs()]
+    channels = (size for weight in weights for size in weight.shape[:2])
     plan = Plan(
         backend,
         tuple(builder.blocks),
         builder.z_dtype,
         recording,
         recompute,
-        _runs_in_rows(builder, x),
+        rows_are_faster(x, builder.z_dtype, channels),
         _tiles(builder, x, tile, recording),
         tuple(builder.updates),
     )
@@ -72,22 +72,6 @@ def run(
         if torch.compiler.is_compiling():
             _update_running_statistics(plan, moments)
     return y
-
-
-def _runs_in_rows(builder: Builder, x: Tensor) -> bool:
-    """Whether blocks on x, which is in planes, are faster in rows.
-
-    So they are where oneDNN convolves: it has kernels for rows, and copies planes into a layout of its own and back
-    for every convolution. Left alone are channels that do not fill its vectors, and what a compiler lays out.
-    """
-    if x.device.type != "cpu" or is_rows(x) or torch.compiler.is_compiling():
-        return False
-    if builder.z_dtype == torch.float64 or not torch.backends.mkldnn.enabled:
-        return False
-    weights = [builder.tensors[conv.weight] for block in builder.blocks for conv in block.convs()]
-    return torch.backends.mkldnn.is_available() and all(
-        size % _VECTOR == 0 for weight in weights for size in weight.shape[:2]
-    )
 
 
 def _trace_of(x: Tensor, builder: Builder, recording: bool) -> Tensor | None:

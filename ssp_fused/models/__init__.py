@@ -1,19 +1,11 @@
 """Networks built from SSP blocks, and the published ones' state_dicts, in and out."""
 
+from .images import CIFAR_MEAN, CIFAR_STD, MNIST_MEAN, MNIST_STD, Normalize
+from .names import ADAPTIVE, PUBLISHED_SCHEMES, Scheme, group_schemes, resolve_scheme
 from .networks import (
-    ADAPTIVE,
-    CIFAR_MEAN,
-    CIFAR_STD,
-    MNIST_MEAN,
-    MNIST_STD,
-    PUBLISHED_SCHEMES,
-    Normalize,
-    Scheme,
     SSPNet,
     SSPNetMNIST,
     WideSSPNet,
-    group_schemes,
-    resolve_scheme,
     sspnet_cifar,
     sspnet_mnist,
     sspnet_tiny_imagenet,

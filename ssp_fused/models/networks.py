@@ -12,109 +12,20 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from .. import schemes
 from ..nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack, make_norm
-
-ADAPTIVE = "adaptive"
-
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
-
-Scheme = str | Sequence[str]
-
-
-# The published names of the networks, as the scheme of all groups. The network of "ark" is one
-# scheme per group (see `resolve_scheme`).
-PUBLISHED_SCHEMES = {
-    "res": "euler",
-    "midrk2": "sspnet-midrk2",
-    "ssp2": "ssp22",
-    "ssp3": "ssp33",
-    "ark": ADAPTIVE,
-}
-_PUBLISHED_ARK = {
-    1: (ADAPTIVE,),
-    3: (ADAPTIVE, "euler", "ssp22"),
-    4: (ADAPTIVE, "euler", "ssp22", "ssp22"),
-}
-
-
-class Normalize(nn.Module):
-    """Per-channel (x - mean) / std of images `[N, C, H, W]` in [0, 1].
-
-    The constants belong to the data, not to what was learned: the buffers follow the module's
-    device and dtype but stay out of its state_dict.
-
-    Args:
-        mean: one number per channel, in pixel units of [0, 1].
-        std: one positive number per channel, same units.
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        if len(mean) != len(std):
-            raise ValueError(
-                f"mean and std must have one entry per channel, got {len(mean)} and {len(std)}"
-            )
-        if not all(value > 0 for value in std):
-            raise ValueError(f"std must be positive, got {tuple(std)}")
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-    def extra_repr(self) -> str:
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
-
-
-def group_schemes(scheme: Scheme, groups: int) -> tuple[str, ...]:
-    """The scheme of each group of blocks.
-
-    Args:
-        scheme: one name for all groups, or a sequence with one name per group; names are those of
-            `schemes.names()` and "adaptive".
-        groups: number of groups in the network.
-
-    Raises:
-        ValueError: a name is unknown, or the sequence has another length than `groups`.
-    """
-    chosen = (scheme,) * groups if isinstance(scheme, str) else tuple(scheme)
-    if len(chosen) != groups:
-        raise ValueError(
-            f"scheme must be one name or {groups} names, one per group, got {len(chosen)}: {chosen}"
-        )
-    known = (*schemes.names(), ADAPTIVE)
-    for name in chosen:
-        if name not in known:
-            raise ValueError(f"unknown scheme {name!r}; known: {', '.join(known)}")
-    return chosen
-
-
-def resolve_scheme(name: str, groups: int) -> tuple[str, ...]:
-    """The scheme of each group for a network's published name or its schemes' own names.
-
-    Args:
-        name: a published name ("res", "midrk2", "ssp2", "ssp3", "ark"), a name `group_schemes`
-            takes, or several of the latter, comma-separated, one per group.
-        groups: number of groups in the network.
-
-    Raises:
-        ValueError: a name is unknown, or there are not `groups` of them.
-    """
-    if name == "ark" and groups in _PUBLISHED_ARK:
-        return _PUBLISHED_ARK[groups]
-    if name in PUBLISHED_SCHEMES:
-        return group_schemes(PUBLISHED_SCHEMES[name], groups)
-    if "," in name:
-        return group_schemes([part.strip() for part in name.split(",")], groups)
-    known = (*PUBLISHED_SCHEMES, *schemes.names(), ADAPTIVE)
-    if name not in known:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(known)}")
-    return group_schemes(name, groups)
+from .images import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    MNIST_MEAN,
+    MNIST_STD,
+    ImageNetwork,
+    Normalize,
+    normalization,
+)
+from .names import ADAPTIVE, Scheme, group_schemes
+from .sequential import FusedSequential, norm_relu
 
 
 def _check(norm: str, **counts: int) -> None:
@@ -123,20 +34,6 @@ def _check(norm: str, **counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
-
-def _normalize(
-    in_channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    defaults: dict[int, tuple[Sequence[float], Sequence[float]]],
-) -> Normalize:
-    default_mean, default_std = defaults.get(in_channels, ((0.5,) * in_channels,) * 2)
-    mean = default_mean if mean is None else mean
-    std = default_std if std is None else std
-    if len(mean) != in_channels:
-        raise ValueError(f"mean must have in_channels = {in_channels} entries, got {len(mean)}")
-    return Normalize(mean, std)
 
 
 def _group(scheme: str, blocks: int, channels: int, norm: str, num_groups: int | None) -> SSPStack:
@@ -157,7 +54,7 @@ def _published_init(model: nn.Module, blocks: int) -> None:
             nn.init.zeros_(module.bias)
 
 
-class SSPNet(nn.Module):
+class SSPNet(ImageNetwork):
     """The CIFAR / Tiny ImageNet layout: `conv, block1, sub1, block2, ..., avg, fc`.
 
     A 3x3 convolution, groups of SSP blocks whose width doubles from one to the next through a
@@ -178,8 +75,7 @@ class SSPNet(nn.Module):
         width: int,
         normalize: Normalize,
     ) -> None:
-        super().__init__()
-        self.normalize = normalize
+        super().__init__(normalize, width)
         self.conv = nn.Conv2d(normalize.mean.numel(), width, 3, padding=1)
         self.groups = len(scheme)
         for index, name in enumerate(scheme, start=1):
@@ -192,15 +88,15 @@ class SSPNet(nn.Module):
         self.fc = nn.Linear(width, num_classes)
         _published_init(self, blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.block1(self.conv(self.normalize(x)))
+    def body(self, x: Tensor) -> Tensor:
+        x = self.block1(self.conv(x))
         for index in range(2, self.groups + 1):
             x = self.get_submodule(f"sub{index - 1}")(x)
             x = self.get_submodule(f"block{index}")(x)
         return self.fc(self.avg(x).flatten(1))
 
 
-class SSPNetMNIST(nn.Module):
+class SSPNetMNIST(ImageNetwork):
     """The MNIST / Fashion-MNIST layout: `downsample, blocks, linear`.
 
     A stem of three convolutions that brings 28x28 to 6x6, one group of SSP blocks, and
@@ -218,9 +114,8 @@ class SSPNetMNIST(nn.Module):
         width: int,
         normalize: Normalize,
     ) -> None:
-        super().__init__()
-        self.normalize = normalize
-        self.downsample = nn.Sequential(
+        super().__init__(normalize, width)
+        self.downsample = FusedSequential(
             nn.Conv2d(normalize.mean.numel(), width, 3),
             make_norm(norm, width, num_groups=num_groups),
             nn.ReLU(),
@@ -230,7 +125,7 @@ class SSPNetMNIST(nn.Module):
             nn.Conv2d(width, width, 4, stride=2, padding=1),
         )
         self.blocks = _group(scheme, blocks, width, norm, num_groups)
-        self.linear = nn.Sequential(
+        self.linear = FusedSequential(
             make_norm(norm, width, num_groups=num_groups),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
@@ -238,11 +133,11 @@ class SSPNetMNIST(nn.Module):
             nn.Linear(width, num_classes),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.blocks(self.downsample(self.normalize(x))))
+    def body(self, x: Tensor) -> Tensor:
+        return self.linear(self.blocks(self.downsample(x)))
 
 
-class WideSSPNet(nn.Module):
+class WideSSPNet(ImageNetwork):
     """The wide pre-activation layout: `conv, sub1, block1, ..., sub3, block3, norm, avg, fc`.
 
     Each group opens with a residual block that changes the width (strides 1, 2, 2), where a wide
@@ -262,8 +157,7 @@ class WideSSPNet(nn.Module):
         width: int,
         normalize: Normalize,
     ) -> None:
-        super().__init__()
-        self.normalize = normalize
+        super().__init__(normalize, width)
         self.conv = nn.Conv2d(normalize.mean.numel(), width, 3, padding=1)
         channels = width
         for index, name in enumerate(scheme):
@@ -285,12 +179,12 @@ class WideSSPNet(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(self.fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(self.normalize(x))
+    def body(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
         x = self.block1(self.sub1(x))
         x = self.block2(self.sub2(x))
         x = self.block3(self.sub3(x))
-        return self.fc(self.avg(self.relu(self.norm(x))).flatten(1))
+        return self.fc(self.avg(norm_relu(self.norm, self.relu, x)).flatten(1))
 
 
 def _pyramid(
@@ -312,7 +206,7 @@ def _pyramid(
         num_groups=num_groups,
         num_classes=num_classes,
         width=width,
-        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+        normalize=normalization(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
     )
 
 
@@ -406,7 +300,7 @@ def sspnet_mnist(
         num_groups=num_groups,
         num_classes=num_classes,
         width=width,
-        normalize=_normalize(in_channels, mean, std, {1: (MNIST_MEAN, MNIST_STD)}),
+        normalize=normalization(in_channels, mean, std, {1: (MNIST_MEAN, MNIST_STD)}),
     )
 
 
@@ -467,5 +361,5 @@ def wide_sspnet(
         num_groups=num_groups,
         num_classes=num_classes,
         width=width,
-        normalize=_normalize(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
+        normalize=normalization(in_channels, mean, std, {3: (CIFAR_MEAN, CIFAR_STD)}),
     )

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from .. import _checks, schemes
 from ..nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack
+from .names import ADAPTIVE, PUBLISHED_SCHEMES, resolve_scheme
 from .networks import (
-    ADAPTIVE,
-    PUBLISHED_SCHEMES,
     SSPNet,
     SSPNetMNIST,
-    resolve_scheme,
     sspnet_cifar,
     sspnet_mnist,
     sspnet_tiny_imagenet,
