@@ -5,6 +5,10 @@ Preserving Runge-Kutta Methods", ECCV 2020, and its code (github matbambbang/ssp
 Differences: attacks start at random points, and the epoch to keep is chosen on validation images;
 MNIST and Fashion-MNIST are trained with the optimizer and the normalization of CIFAR-10, where the
 published scripts' defaults are Adam, batches of 64 and group normalization.
+
+The training attack sees the network in training mode, as in that code. Stages of an SSP block share
+running statistics, so that the network in eval mode is further from the one that is trained than a
+ResNet's is; attacked in eval mode, it learns the gap in place of robustness.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from typing import Any
 
 from .. import schemes
 from ..data import FOLDER_PREFIX
-from ..models.networks import ADAPTIVE, PUBLISHED_SCHEMES, resolve_scheme
+from ..models import ADAPTIVE, PUBLISHED_SCHEMES, resolve_scheme
 from .config import PLACE, TrainConfig
 from .defaults import data_defaults
 from .evaluation import EvaluationSettings
+from .methods import METHODS
 from .networks import NETWORKS
 from .schedules import MULTISTEP
 
@@ -166,10 +171,9 @@ class Comparison:
     def training(self, cell: Cell) -> TrainConfig:
         """The settings of a cell's training run."""
         return TrainConfig(
-            **self._shared(),
+            **self._shared(cell.method),
             model=cell.network.model,
             blocks=cell.network.blocks,
-            method=cell.method,
             seed=cell.seed,
             data_dir=self.data_dir,
             download=self.download,
@@ -181,7 +185,7 @@ class Comparison:
     def evaluation(self, images: int | None) -> EvaluationSettings:
         """How networks are attacked, on the first `images` test images (None: all)."""
         return EvaluationSettings(
-            data=self._shared()["data"],
+            data=self.data or TABLES[self.table],
             data_dir=self.data_dir,
             download=self.download,
             limit=images,
@@ -191,8 +195,13 @@ class Comparison:
 
     def settings(self) -> dict[str, Any]:
         """What all cells have in common and their place is no part of, as JSON types."""
+        images = {name: getattr(self, name) for name in (*_IMAGES, "autoattack_images")}
+        return {**self.training_settings(), **images}
+
+    def training_settings(self) -> dict[str, Any]:
+        """`settings` without the numbers of test images: what a folder's runs were trained with."""
         common = TrainConfig(
-            **self._shared(), blocks=self.blocks or data_defaults(TABLES[self.table]).blocks
+            **self._shared("pgd"), blocks=self.blocks or data_defaults(TABLES[self.table]).blocks
         ).resolved()
         training = {
             name: value
@@ -201,8 +210,7 @@ class Comparison:
         }
         if training["data"].startswith(FOLDER_PREFIX):
             training["data"] = FOLDER_PREFIX
-        images = {name: getattr(self, name) for name in (*_IMAGES, "autoattack_images")}
-        return json.loads(json.dumps({"table": self.table, **training, **images}))
+        return json.loads(json.dumps({"table": self.table, **training}))
 
     def reductions(self) -> dict[str, tuple[Any, Any]]:
         """The settings that are not the protocol's: by name, the value and the protocol's."""
@@ -215,11 +223,14 @@ class Comparison:
             **{name: pair for name, pair in selected.items() if set(pair[0]) != set(pair[1])},
         }
 
-    def _shared(self) -> dict[str, Any]:
-        """Arguments of every cell's `TrainConfig`; those of the data set, wherever it comes from."""
+    def _shared(self, method: str) -> dict[str, Any]:
+        """Arguments of all `TrainConfig`s of a method: the data set's, wherever that comes from."""
         name = TABLES[self.table]
         defaults = data_defaults(name)
+        attacked = {"bn_mode": "train"} if "bn_mode" in METHODS[method].settings else {}
         return {
+            **attacked,
+            "method": method,
             "data": self.data or name,
             "network": defaults.network,
             "augment": defaults.augment,

@@ -17,6 +17,8 @@ from .methods import METHODS
 # Reports of a cell, by the name of the file: the attack of each.
 EVALUATION, AUTOATTACK, GROWTH = "evaluation.json", "autoattack.json", "growth.json"
 REPORTS = {EVALUATION: "pgd-20", AUTOATTACK: "autoattack", GROWTH: "pgd-20"}
+# What a report was made on, beside what its command writes: the first so many images (None: all).
+LIMIT = "limit"
 MARKDOWN, JSON, CSV = "table.md", "table.json", "table.csv"
 TITLES = {
     "res": "ResNet",
@@ -34,9 +36,26 @@ def wanted_reports(comparison: Comparison) -> list[str]:
     return [name for name in REPORTS if name != AUTOATTACK or comparison.autoattack_images != 0]
 
 
+def image_limit(comparison: Comparison, report: str) -> int | None:
+    """On how many of the first test images a report is made (None: all)."""
+    return {
+        EVALUATION: comparison.test_images,
+        AUTOATTACK: comparison.autoattack_images,
+        GROWTH: comparison.growth_images,
+    }[report]
+
+
+def is_made(comparison: Comparison, cell: Cell, report: str) -> bool:
+    """Whether a cell has a report, on as many images as wanted."""
+    path = cell.folder / report
+    if not path.is_file():
+        return False
+    return json.loads(path.read_text())[LIMIT] == image_limit(comparison, report)
+
+
 def is_complete(comparison: Comparison, cell: Cell) -> bool:
     """Whether a cell has all its reports."""
-    return all((cell.folder / name).is_file() for name in wanted_reports(comparison))
+    return all(is_made(comparison, cell, report) for report in wanted_reports(comparison))
 
 
 def write_tables(comparison: Comparison) -> dict[str, Any]:
@@ -147,7 +166,7 @@ def _caption(comparison: Comparison, found: dict[str, Any]) -> list[str]:
         f"{settings['lr']:.4g}, Nesterov momentum {settings['momentum']:.4g}, weight decay "
         f"{settings['weight_decay']:.4g}, batches of {settings['batch_size']}, "
         f"{settings['epochs']} epochs, a tenth of the rate after {milestones}; training attack "
-        f"PGD-{settings['steps']}, the epoch kept is the best on validation images.",
+        f"PGD-{settings['steps']} on the network in training mode, the epoch kept is the best on validation images.",
         f"l-infinity attacks from random starts, eps {settings['eps']:.4g}, PGD step "
         f"{settings['step_size']:.4g}. Clean and PGD-20 on {_images(comparison.test_images)}, "
         f"AutoAttack (standard) on {_images(comparison.autoattack_images)}, growth under PGD-20 on "

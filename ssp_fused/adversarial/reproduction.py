@@ -20,11 +20,12 @@ from ..data import ImageSplits, load
 from .checkpoint import LAST
 from .comparison import Cell, Comparison, differences
 from .comparison_table import (
-    AUTOATTACK,
-    EVALUATION,
     GROWTH,
+    LIMIT,
     REPORTS,
+    image_limit,
     is_complete,
+    is_made,
     wanted_reports,
     write_tables,
 )
@@ -45,7 +46,7 @@ def reproduce(comparison: Comparison, *, jobs: int = 1) -> dict[str, Any]:
     Stopped at any time, the same call goes on; at most the work since a run's last saved epoch, or
     one report, is done again. Several calls can work in the same folder at once: a cell is worked
     on by one process, which lets go of it when it dies. Models, methods and seeds can be added to a
-    folder later.
+    folder later, and reports can be made again on another number of images.
 
     Files in the folder: settings.json; seedS/METHOD-MODEL-BLOCKS/ for each cell, with its training
     run (as `fit`), evaluation.json, autoattack.json and growth.json; table.md, table.json and
@@ -59,7 +60,7 @@ def reproduce(comparison: Comparison, *, jobs: int = 1) -> dict[str, Any]:
         The table, as `comparison_table.summary`.
 
     Raises:
-        ValueError: a bad setting; a folder of another comparison, or of something else.
+        ValueError: a bad setting; a folder of runs trained otherwise, or of something else.
         ImportError: AutoAttack is wanted and not installed.
         FloatingPointError: a run diverged.
         TrainingInterrupted: after Ctrl-C.
@@ -90,10 +91,10 @@ def _claim(comparison: Comparison) -> None:
         if not found.exists():
             if any(path.name != _LOCK for path in folder.iterdir()):
                 raise ValueError(f"out: {folder} holds something else than a comparison")
-            write_json(found, comparison.settings())
+            write_json(found, comparison.training_settings())
             return
         try:
-            different = differences(comparison.settings(), json.loads(found.read_text()))
+            different = differences(comparison.training_settings(), json.loads(found.read_text()))
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"{found}: not the settings of a comparison ({error})") from error
     if different:
@@ -144,22 +145,19 @@ def _do(comparison: Comparison, cell: Cell, splits: ImageSplits, progress: bool)
             f"stopped in {name}, state saved; the same command goes on"
         ) from interrupt
     for report in wanted_reports(comparison):
-        path = cell.folder / report
-        if not path.is_file():
-            print(f"{name}: {path.stem}", flush=True)
-            write_json(path, _made(report, comparison, cell.folder))
+        if not is_made(comparison, cell, report):
+            print(f"{name}: {Path(report).stem}", flush=True)
+            write_json(cell.folder / report, _made(report, comparison, cell.folder))
 
 
 def _made(report: str, comparison: Comparison, folder: Path) -> dict[str, Any]:
-    attack = REPORTS[report]
+    attack, limit = REPORTS[report], image_limit(comparison, report)
+    settings = comparison.evaluation(limit)
     if report == GROWTH:
-        settings = comparison.evaluation(comparison.growth_images)
-        return checkpoint_growth(folder, attack, settings)
-    images = {
-        EVALUATION: comparison.test_images,
-        AUTOATTACK: comparison.autoattack_images,
-    }[report]
-    return evaluate_checkpoint(folder, (attack,), comparison.evaluation(images))
+        found = checkpoint_growth(folder, attack, settings)
+    else:
+        found = evaluate_checkpoint(folder, (attack,), settings)
+    return {**found, LIMIT: limit}
 
 
 def _work_in_processes(comparison: Comparison, jobs: int) -> None:
