@@ -11,6 +11,7 @@ from . import __version__, available_backends, data, models, schemes
 from .adversarial.ascent import BN_MODES
 from .adversarial.ascent import NORMS as ATTACK_NORMS
 from .adversarial.averaging import AVERAGES
+from .adversarial.comparison import COMPARED_METHODS, MODELS, TABLES
 from .adversarial.conversion import DATASETS
 from .adversarial.evaluation import DEFAULT_ATTACKS
 from .adversarial.growth import DEFAULT_ATTACK
@@ -47,7 +48,11 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _epochs(text: str) -> tuple[int, ...]:
+def _selected(text: str) -> tuple[str, ...]:
+    return tuple(_names(text))
+
+
+def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
@@ -62,6 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_growth(commands)
     _add_convert(commands)
+    _add_reproduce(commands)
     return parser
 
 
@@ -136,7 +142,7 @@ def _add_optimization(train: argparse.ArgumentParser) -> None:
     add("--schedule", help=f"{', '.join(SCHEDULES)} (default: cosine)")
     add(
         "--milestones",
-        type=_epochs,
+        type=_integers,
         metavar="EPOCHS",
         help="of multistep, separated by commas (default: 40, 70 and 90%% of the epochs)",
     )
@@ -224,6 +230,48 @@ def _add_convert(commands: Any) -> None:
     add("--num-groups", type=int, help="of group norms (default: min(32, channels))")
     add("--force", action="store_true", help="replace OUT if it exists")
     _add_place(convert)
+
+
+def _add_reproduce(commands: Any) -> None:
+    # Only what was given reaches Comparison, which has the defaults: the whole protocol.
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="the paper's comparison of SSP networks with ResNets",
+        description="Train and attack every network by every method from every seed; end in one "
+        "table. Stopped at any time, the same command goes on; several can work in one folder. "
+        "What departs from the protocol is listed in the table's caption.",
+        argument_default=argparse.SUPPRESS,
+    )
+    reproduce.set_defaults(command="reproduce")
+    add = reproduce.add_argument
+    add("--table", choices=TABLES, required=True, help="of which data set")
+    add("--data", metavar="folder:PATH", help="its images in class folders, if not its own files")
+    add("--data-dir", metavar="DIR", help="folder of the data's files")
+    add("--download", action="store_true", help="fetch the data if it is not there")
+    add("--models", type=_selected, metavar="NAMES", help=f"(default: {','.join(MODELS)})")
+    add(
+        "--methods",
+        type=_selected,
+        metavar="NAMES",
+        help=f"of training (default: {','.join(COMPARED_METHODS)})",
+    )
+    add("--seeds", type=_integers, metavar="NUMBERS", help="(default: 0,1,2)")
+    add(
+        "--equal-evaluations",
+        action="store_true",
+        help="also ResNets that evaluate F as often as the SSP networks",
+    )
+    add("--blocks", type=int, help="per group (default: the published number)")
+    add("--width", type=int, help="channels of the first group (default: the published number)")
+    add("--steps", type=int, help="of the training attack (default: 7)")
+    add("--epochs", type=int, help="(default: 200)")
+    add("--limit", type=int, metavar="N", help="train on N images only")
+    add("--test-images", type=int, metavar="N", help="clean and PGD-20: the first N only")
+    add("--autoattack-images", type=int, metavar="N", help="the same; 0: no AutoAttack")
+    add("--growth-images", type=int, metavar="N", help="the same")
+    add("--jobs", type=int, metavar="N", help="processes that share the threads (default: 1)")
+    add("--out", metavar="DIR", help="folder of the results (default: runs/reproduce-TABLE)")
+    _add_place(reproduce)
 
 
 def _add_test(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ssp-fused info | train | evaluate | growth | convert`.
+"""The command line: `ssp-fused info | train | evaluate | growth | convert | reproduce`.
 
 Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130). On several GPUs or
 machines: `torchrun ... -m ssp_fused.cli train ...` (and `evaluate`).
@@ -21,6 +21,7 @@ from . import __version__, _extension, available_backends
 from ._allocator import keep_freed_memory
 from ._arguments import make_parser
 from .adversarial import (
+    Comparison,
     EvaluationSettings,
     PublishedNetwork,
     TrainConfig,
@@ -28,8 +29,11 @@ from .adversarial import (
     convert_checkpoint,
     evaluate_checkpoint,
     fit,
+    reproduce,
     resume,
 )
+from .adversarial.comparison_figure import FIGURE, draw_comparison
+from .adversarial.comparison_table import markdown
 from .adversarial.devices import checked_device
 from .adversarial.distributed import Ranks, joined
 from .adversarial.files import check_writable, write_json
@@ -201,6 +205,17 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"written: {options.target}")
 
 
+def _reproduce(options: argparse.Namespace) -> None:
+    known = Comparison.__dataclass_fields__
+    comparison = Comparison(**{k: v for k, v in vars(options).items() if k in known})
+    table = reproduce(comparison, jobs=getattr(options, "jobs", 1))
+    print(f"\n{markdown(table)}\nin {comparison.folder}")
+    try:
+        draw_comparison(comparison.folder / FIGURE, table)
+    except ImportError as error:
+        print(f"no {FIGURE}: {error}")
+
+
 def _subject(report: dict[str, Any]) -> str:
     text = report["checkpoint"]
     if report["epoch"] is not None:
@@ -272,6 +287,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "evaluate": _evaluate,
     "growth": _growth,
     "convert": _convert,
+    "reproduce": _reproduce,
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attacks import cross_entropy_per_sample, fgsm, margin_per_sample, pgd
 from .checkpoint import load_checkpoint, save_checkpoint
+from .comparison import Comparison
 from .config import TrainConfig
 from .conversion import PublishedNetwork, convert_checkpoint
 from .distributed import Ranks, joined
@@ -16,11 +17,13 @@ from .losses import TrainingLoss, clean_loss, pgd_loss
 from .masking import MaskingChecks
 from .named import named_attack, named_attacks
 from .precision import Precision
+from .reproduction import reproduce
 from .run import fit, resume
 from .trades import mart_loss, trades_loss
 from .training import EpochResult, evaluate, train_epoch
 
 __all__ = [
+    "Comparison",
     "EpochResult",
     "EvaluationSettings",
     "FreeLoss",
@@ -53,6 +56,7 @@ __all__ = [
     "pgd",
     "pgd_loss",
     "replayed",
+    "reproduce",
     "resume",
     "save_checkpoint",
     "trades_loss",
