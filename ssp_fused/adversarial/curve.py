@@ -15,6 +15,8 @@ from .growth import DEFAULT_ATTACK
 from .named import named_attack
 from .training import CLEAN, evaluate
 
+_OF_ONE_RADIUS = ("eps", "step_size", "settings")
+
 
 def checkpoint_curve(
     path: str | Path,
@@ -68,10 +70,8 @@ def checkpoint_curve(
         {"eps": eps, "step_size": step_size, "accuracy": accuracy[str(eps)]}
         for eps, step_size in steps.items()
     ]
-    provenance = tested.provenance()
-    for name in ("eps", "step_size"):
-        del provenance[name]
-    return {**provenance, "attack": attack, "points": points}
+    origin = {k: v for k, v in tested.provenance().items() if k not in _OF_ONE_RADIUS}
+    return {**origin, "attack": attack, "points": points}
 
 
 def _step_size(tested: EvaluatedNetwork, eps: float) -> float:

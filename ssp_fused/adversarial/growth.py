@@ -104,7 +104,7 @@ def checkpoint_growth(
         attack: a name as `named_attack` takes.
         settings: all else.
         lipschitz: estimate the groups' local Lipschitz constants by their Jacobians too; this takes
-            about twice the time of PGD-20.
+            two to three times the time of PGD-20.
 
     Returns:
         JSON types: "growth" as `perturbation_growth` returns, with `lipschitz` "jacobian_norms" as
