@@ -42,12 +42,12 @@ def _number(text: str) -> float:
         return float(text)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
 def _numbers(text: str) -> list[float]:
     return [_number(part) for part in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _epochs(text: str) -> tuple[int, ...]:
@@ -169,6 +169,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluation.set_defaults(command="evaluate")
     evaluation.add_argument("checkpoint", type=Path, **_CHECKPOINT)
+    _add_radius(evaluation)
     evaluation.add_argument(
         "--attack",
         type=_names,
@@ -176,7 +177,6 @@ def _add_evaluate(commands: Any) -> None:
         metavar="NAMES",
         help=f"separated by commas: {GRAMMAR} (default: {','.join(DEFAULT_ATTACKS)})",
     )
-    _add_radius(evaluation)
     _add_test(evaluation)
 
 
