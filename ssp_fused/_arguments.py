@@ -44,6 +44,10 @@ def _number(text: str) -> float:
         return float(text)
 
 
+def _numbers(text: str) -> list[float]:
+    return [_number(part) for part in text.split(",")]
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -66,6 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_growth(commands)
+    _add_curve(commands)
+    _add_history(commands)
     _add_convert(commands)
     _add_reproduce(commands)
     return parser
@@ -110,6 +116,7 @@ def _add_train(commands: Any) -> None:
     add("--limit", type=int, metavar="N", help="train on N images only")
     add("--out", metavar="DIR", help="run folder (default: runs/DATA-MODEL-METHOD-seedSEED)")
     add("--save-every", type=int, metavar="N", help="save every N steps too, not only epochs")
+    add("--tensorboard", action="store_true", help="write each epoch's scalars for TensorBoard")
     _add_place(train)
 
 
@@ -170,6 +177,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluation.set_defaults(command="evaluate")
     evaluation.add_argument("checkpoint", type=Path, **_CHECKPOINT)
+    _add_radius(evaluation)
     evaluation.add_argument(
         "--attack",
         type=_names,
@@ -196,16 +204,61 @@ def _add_growth(commands: Any) -> None:
         "growth",
         help="how much each group of blocks amplifies an attack's perturbation",
         description="Mean over test images of the perturbation's norm behind a group of blocks, "
-        "over that before it; p = 1 and 2.",
+        "over that before it, and the largest such ratio, a lower bound of the group's Lipschitz "
+        "constant; p = 1 and 2.",
         argument_default=argparse.SUPPRESS,
     )
     growth.set_defaults(command="growth")
-    growth.add_argument("checkpoints", type=Path, nargs="+", **_CHECKPOINT)
+    growth.add_argument("runs", type=Path, nargs="+", **_CHECKPOINT)
+    _add_attack(growth)
     growth.add_argument(
-        "--attack", default=DEFAULT_ATTACK, help=f"{GRAMMAR} (default: {DEFAULT_ATTACK})"
+        "--lipschitz",
+        action="store_true",
+        help="also the norm of each group's Jacobian at the images, by power iteration",
     )
-    growth.add_argument("--figure", type=Path, metavar="FILE", help="draw it; png, pdf or svg")
+    _add_figure(growth)
+    _add_radius(growth)
     _add_test(growth)
+
+
+def _add_curve(commands: Any) -> None:
+    curve = commands.add_parser(
+        "curve",
+        help="accuracy over the radius of an attack",
+        description="Accuracy on test images, clean and under one attack at several radii.",
+        argument_default=argparse.SUPPRESS,
+    )
+    curve.set_defaults(command="curve")
+    curve.add_argument("runs", type=Path, nargs="+", **_CHECKPOINT)
+    curve.add_argument(
+        "--radii",
+        type=_numbers,
+        required=True,
+        help="of the attack, increasing, separated by commas, e.g. 2/255,4/255,8/255",
+    )
+    _add_attack(curve)
+    _add_norm(curve)
+    curve.add_argument(
+        "--step-size",
+        type=_number,
+        help="length of a PGD step at every radius (default: the run's share of the radius)",
+    )
+    _add_figure(curve)
+    _add_test(curve)
+
+
+def _add_history(commands: Any) -> None:
+    history = commands.add_parser(
+        "history",
+        help="loss and accuracies of training runs over their epochs",
+        description="Loss, learning rate and validation accuracies of training runs, an epoch a "
+        "line.",
+        argument_default=argparse.SUPPRESS,
+    )
+    history.set_defaults(command="history")
+    history.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="a training run")
+    _add_figure(history)
+    _add_report(history)
 
 
 def _add_convert(commands: Any) -> None:
@@ -280,15 +333,38 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
     add("--last", action="store_true", help="a run's last state, not the best on validation")
     add("--data", help="test images of another data set (default: the run's)")
     _add_data(parser)
-    add("--norm", choices=ATTACK_NORMS, help="of the attacks (default: linf)")
-    add("--eps", type=_number, help="radius of the attacks (default: the run's; l2: none)")
-    add(
-        "--step-size", type=_number, help="length of a PGD step (default: the run's; l2: its share)"
-    )
     add("--batch-size", type=int, help="images at once (default: 500)")
     add("--seed", type=int, help="of the attacks' random numbers (default: 0)")
     add("--limit", type=int, metavar="N", help="the first N test images only")
     _add_place(parser)
+    _add_report(parser)
+
+
+def _add_norm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--norm", choices=ATTACK_NORMS, help="of the attacks (default: linf)")
+
+
+def _add_radius(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_norm(parser)
+    add("--eps", type=_number, help="radius of the attacks (default: the run's; l2: none)")
+    add(
+        "--step-size", type=_number, help="length of a PGD step (default: the run's; l2: its share)"
+    )
+
+
+def _add_attack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--attack", default=DEFAULT_ATTACK, help=f"{GRAMMAR} (default: {DEFAULT_ATTACK})"
+    )
+
+
+def _add_figure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw it; png, pdf or svg")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--out", type=Path, metavar="FILE", help="write the JSON to a file")
 

@@ -1,4 +1,4 @@
-"""The command line: `ssp-fused info | train | evaluate | growth | convert | reproduce`.
+"""The command line: `ssp-fused info | train | evaluate | growth | curve | history | convert | reproduce`.
 
 Whatever goes wrong ends in one line on stderr and exit code 2 (Ctrl-C: 130). On several GPUs or
 machines: `torchrun ... -m ssp_fused.cli train ...` (and `evaluate`).
@@ -11,7 +11,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,29 @@ from .adversarial import (
     EvaluationSettings,
     PublishedNetwork,
     TrainConfig,
+    checkpoint_curve,
     checkpoint_growth,
     convert_checkpoint,
     evaluate_checkpoint,
     fit,
     reproduce,
     resume,
+    run_history,
 )
 from .adversarial.comparison_figure import FIGURE, draw_comparison
 from .adversarial.comparison_table import markdown
 from .adversarial.devices import checked_device
 from .adversarial.distributed import Ranks, joined
+from .adversarial.figures import (
+    Panel,
+    check_figure,
+    curve_panels,
+    draw_panels,
+    growth_panels,
+    history_panels,
+    run_labels,
+)
 from .adversarial.files import check_writable, write_json
-from .adversarial.growth import check_figure, draw_growth, run_labels
 from .adversarial.methods import description
 
 _RESUMABLE = ("data_dir", "device", "backend")
@@ -165,23 +176,76 @@ def _show_masking(masking: dict[str, Any]) -> None:
 
 
 def _growth(options: argparse.Namespace) -> None:
+    measure = partial(
+        checkpoint_growth,
+        attack=options.attack,
+        settings=_settings(options),
+        lipschitz="lipschitz" in options,
+    )
+    for label, report in _reported(options, measure, growth_panels):
+        print(f"{label}: {_subject(report)}, {report['images']} test images of {report['data']}")
+        print(f"{report['attack']}; {_attack_line(report)}")
+        _print_growth(report)
+
+
+def _print_growth(report: dict[str, Any]) -> None:
+    norms = report.get("jacobian_norms")
+    columns = ["p = 1", "p = 2", "max, 1", "max, 2", *(["|J|", "max |J|"] if norms else [])]
+    print(f"{'group':<10}" + "".join(f"{column:>9}" for column in columns))
+    for name, values in report["growth"].items():
+        numbers = [values["l1"], values["l2"]]
+        numbers += [values["quantiles"][p]["max"] for p in ("l1", "l2")]
+        numbers += [norms[name][mark] for mark in ("median", "max")] if norms else []
+        print(f"{name:<10}" + "".join(f"{number:>9.3f}" for number in numbers))
+
+
+def _curve(options: argparse.Namespace) -> None:
+    measure = partial(
+        checkpoint_curve,
+        radii=options.radii,
+        attack=options.attack,
+        settings=_settings(options),
+    )
+    for label, report in _reported(options, measure, curve_panels):
+        print(f"{label}: {_subject(report)}, {report['images']} test images of {report['data']}")
+        print(
+            f"{report['attack']}, {report['norm']}, seed {report['seed']}; {report['device']}, "
+            f"backend {report['backend']}"
+        )
+        print(f"{'eps':<10}{'accuracy':>9}")
+        for point in report["points"]:
+            print(f"{point['eps']:<10.4g}{point['accuracy']:>9.1%}")
+
+
+def _history(options: argparse.Namespace) -> None:
+    for label, report in _reported(options, run_history, history_panels):
+        print(f"{label}: {report['metrics']}")
+        print(f"{'epoch':>5}{'lr':>10}{'loss':>8}{'train':>8}{'clean':>8}{'robust':>8}")
+        for epoch in report["epochs"]:
+            shares = [epoch["train_accuracy"], epoch["val_clean"]]
+            shares += [epoch["val_robust"]] if "val_robust" in epoch else []
+            print(
+                f"{epoch['epoch']:>5}{epoch['lr']:>10.3g}{epoch['train_loss']:>8.3f}"
+                + "".join(f"{share:>8.1%}" for share in shares)
+            )
+
+
+def _reported(
+    options: argparse.Namespace,
+    measure: Callable[[Path], dict[str, Any]],
+    panels: Callable[[Sequence[dict[str, Any]]], list[Panel]],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure each run, draw and write what was asked for; what is to be printed, by label."""
     out = _checked_out(options)
     figure = getattr(options, "figure", None)
     if figure is not None:
         check_writable(figure, "--figure")
         check_figure(figure)
-    settings = _settings(options)
-    reports = [checkpoint_growth(path, options.attack, settings) for path in options.checkpoints]
+    reports = [measure(path) for path in options.runs]
     if figure is not None:
-        draw_growth(figure, reports)
-    if _deliver({"runs": reports}, out, options):
-        return
-    for label, report in zip(run_labels(reports), reports, strict=True):
-        print(f"{label}: {_subject(report)}, {report['images']} test images of {report['data']}")
-        print(f"{report['attack']}; {_attack_line(report)}")
-        print(f"{'group':<10}{'p = 1':>9}{'p = 2':>9}")
-        for name, values in report["growth"].items():
-            print(f"{name:<10}{values['l1']:>9.3f}{values['l2']:>9.3f}")
+        draw_panels(figure, panels(reports))
+    if not _deliver({"runs": reports}, out, options):
+        yield from zip(run_labels(reports), reports, strict=True)
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -286,6 +350,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "growth": _growth,
+    "curve": _curve,
+    "history": _history,
     "convert": _convert,
     "reproduce": _reproduce,
 }

@@ -24,12 +24,11 @@ from ._allocator import keep_freed_memory
 from .adversarial import TrainConfig, evaluate, fgsm, fit, load_checkpoint, pgd
 from .adversarial.checkpoint import BEST, LAST
 from .adversarial.devices import checked_device
+from .adversarial.figures import Panel, check_figure, draw_panels
 from .adversarial.run import CONFIG, EVALUATION_BATCH, METRICS
 
 NETWORKS = {"res": "ResNet twin", "ssp2": "SSP-2", "ssp3": "SSP-3"}
 EVALUATIONS_OF_F = {"res": 1, "ssp2": 2, "ssp3": 3}
-# Grey, and two of Okabe and Ito's colors: told apart with any color vision.
-_COLORS = {"res": "#6b6b6b", "ssp2": "#0072b2", "ssp3": "#d55e00"}
 
 EPS = 0.15
 EPS_CURVE = (0.05, 0.10, 0.15, 0.20)
@@ -149,39 +148,22 @@ def draw(
         False where matplotlib is not installed; nothing is written then.
     """
     try:
-        import matplotlib
+        check_figure(path)
     except ImportError:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    curves, epochs = {}, {}
     for name, title in NETWORKS.items():
         values = accuracy[name]
-        curve = [values["clean"], *(values[f"pgd20 {eps}"] for eps in EPS_CURVE)]
-        style = {"color": _COLORS[name], "label": title, "marker": "o", "markersize": 4}
-        left.plot((0, *EPS_CURVE), [100 * value for value in curve], **style)
-        epochs = [epoch["epoch"] for epoch in history[name]]
-        robust = [100 * epoch["val_robust"] for epoch in history[name]]
-        right.plot(epochs, robust, **style)
-    left.set(
-        title="Test accuracy under PGD-20",
-        xlabel="eps (l-infinity, pixels in [0, 1])",
-        ylabel="accuracy (%)",
-    )
-    right.set(
-        title=f"Validation accuracy under PGD-7, eps {EPS}",
-        xlabel="epoch",
-        ylabel="accuracy (%)",
-    )
-    right.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (left, right):
-        axes.set_ylim(0, 100)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower left" if axes is left else "lower right")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+        shares = [values["clean"], *(values[f"pgd20 {eps}"] for eps in EPS_CURVE)]
+        curves[title] = list(zip((0, *EPS_CURVE), (100 * share for share in shares), strict=True))
+        epochs[title] = [(epoch["epoch"], 100 * epoch["val_robust"]) for epoch in history[name]]
+    radius = "eps (l-infinity, pixels in [0, 1])"
+    validation = f"Validation accuracy under PGD-7, eps {EPS}"
+    panels = [
+        Panel("Test accuracy under PGD-20", radius, "accuracy (%)", curves, top=100),
+        Panel(validation, "epoch", "accuracy (%)", epochs, top=100),
+    ]
+    draw_panels(path, panels)
     return True
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,24 @@ def batches(count: int = 23, size: int = 10) -> list[tuple[Tensor, Tensor]]:
     return [(x.double(), y) for x, y in data.load("digits").test.take(count).batches(size)]
 
 
-def plain_growth(before: list[Tensor], after: list[Tensor], p: int) -> float:
+def plain_ratios(before: list[Tensor], after: list[Tensor], p: int) -> list[float]:
     """The definition, sample by sample; each list holds the clean and the attacked tensors."""
     ratios = []
     for index in range(len(before[0])):
         moved_in = (before[1][index] - before[0][index]).abs().pow(p).sum().pow(1 / p)
         moved_out = (after[1][index] - after[0][index]).abs().pow(p).sum().pow(1 / p)
         ratios.append((moved_out / moved_in).item())
-    return sum(ratios) / len(ratios)
+    return ratios
+
+
+def of_each(ratio: float) -> dict[str, Any]:
+    """What is reported where all samples have the same ratio."""
+    same = pytest.approx({"median": ratio, "p90": ratio, "max": ratio})
+    return {
+        "l1": pytest.approx(ratio),
+        "l2": pytest.approx(ratio),
+        "quantiles": {"l1": same, "l2": same},
+    }
 
 
 @pytest.mark.parametrize("scheme", ["ssp33", ("adaptive", "euler", "ssp22")])
@@ -66,7 +77,14 @@ def test_growth_is_its_definition(scheme: Any) -> None:
                 after.append(x)
     for name, (before, after) in stages.items():
         for order, p in (("l1", 1), ("l2", 2)):
-            assert found[name][order] == pytest.approx(plain_growth(before, after, p), rel=1e-12)
+            ratios = plain_ratios(before, after, p)
+            assert found[name][order] == pytest.approx(statistics.mean(ratios), rel=1e-12)
+            quantiles = {
+                "median": statistics.median(ratios),
+                "p90": statistics.quantiles(ratios, n=10, method="inclusive")[-1],
+                "max": max(ratios),
+            }
+            assert found[name]["quantiles"][order] == pytest.approx(quantiles, rel=1e-12)
         assert (found[name]["samples"], found[name]["left_out"]) == (23, 0)
 
 
@@ -90,7 +108,7 @@ class Doubling(nn.Module):
 
 def test_modules_that_write_in_place_are_measured_right() -> None:
     found = perturbation_growth(InPlace(), batches(), shift(0.1), groups=["group"])
-    assert found == {"group": {"l1": pytest.approx(2), "l2": pytest.approx(2), **counts(23)}}
+    assert found == {"group": {**of_each(2), **counts(23)}}
 
 
 def counts(samples: int, left_out: int = 0) -> dict[str, int]:
@@ -149,13 +167,17 @@ def test_unchanged_samples_are_left_out_and_nan_is_seen() -> None:
     found = perturbation_growth(model, [(x, y)], some)
     expected = perturbation_growth(model, [(x[:6], y[:6])], shift(0.1))
     for name, values in found.items():
-        assert values == pytest.approx({**expected[name], **counts(6, 4)})
+        assert (values.pop("samples"), values.pop("left_out")) == (6, 4)
+        for order, quantiles in values.pop("quantiles").items():
+            assert quantiles == pytest.approx(expected[name]["quantiles"][order])
+        assert values == pytest.approx({order: expected[name][order] for order in values})
 
     def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return torch.full_like(x, float("nan"))
 
     seen = perturbation_growth(model, [(x, y)], broken)["head"]
     assert math.isnan(seen["l1"]) and math.isnan(seen["l2"]) and seen["samples"] == 10
+    assert math.isnan(seen["quantiles"]["l2"]["median"])
     with pytest.raises(ValueError, match=r"group 'body\.1' saw no change"):
         perturbation_growth(model, [(x, y)], lambda model, x, y: x)
 
@@ -226,9 +248,12 @@ def test_the_command_prints_writes_and_draws(
     for report in reports:
         assert (report["attack"], report["eps"], report["images"]) == ("pgd-2", 0.15, 40)
         for name, values in report["growth"].items():
-            assert f"{name:<10}{values['l1']:>9.3f}{values['l2']:>9.3f}" in table
+            largest = (values["quantiles"][order]["max"] for order in ("l1", "l2"))
+            numbers = (values["l1"], values["l2"], *largest)
+            assert f"{name:<10}" + "".join(f"{number:>9.3f}" for number in numbers) in table
     settings = EvaluationSettings(limit=40, device="cpu")
     assert checkpoint_growth(runs[0], "pgd-2", settings) == reports[0]
+    assert "jacobian_norms" not in reports[0]
     assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "growth.png"]
     assert cli.main(["growth", str(runs[0]), *OPTIONS, "--json"]) == 0
@@ -241,7 +266,7 @@ def test_what_cannot_be_drawn_or_written_is_said_first(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "checkpoint_growth", None)
+    monkeypatch.setattr(cli, "checkpoint_growth", lambda *_, **__: pytest.fail("was measured"))
     for option, name, message in (
         ("--figure", "growth.jpeg", "must end in .png, .pdf, .svg"),
         ("--figure", "missing/growth.png", "--figure: there is no folder"),

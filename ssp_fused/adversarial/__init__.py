@@ -7,12 +7,15 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .comparison import Comparison
 from .config import TrainConfig
 from .conversion import PublishedNetwork, convert_checkpoint
+from .curve import checkpoint_curve
 from .distributed import Ranks, joined
 from .evaluation import EvaluationSettings, evaluate_checkpoint
 from .fast import FreeLoss, fgsm_rs_loss, n_fgsm_loss, replayed
 from .graphs import GraphCache, clear_graphs
 from .growth import checkpoint_growth, perturbation_growth
+from .history import run_history
 from .interrupts import TrainingInterrupted
+from .lipschitz import jacobian_norms
 from .losses import TrainingLoss, clean_loss, pgd_loss
 from .masking import MaskingChecks
 from .named import named_attack, named_attacks
@@ -35,6 +38,7 @@ __all__ = [
     "TrainConfig",
     "TrainingInterrupted",
     "TrainingLoss",
+    "checkpoint_curve",
     "checkpoint_growth",
     "clean_loss",
     "clear_graphs",
@@ -45,6 +49,7 @@ __all__ = [
     "fgsm",
     "fgsm_rs_loss",
     "fit",
+    "jacobian_norms",
     "joined",
     "load_checkpoint",
     "margin_per_sample",
@@ -58,6 +63,7 @@ __all__ = [
     "replayed",
     "reproduce",
     "resume",
+    "run_history",
     "save_checkpoint",
     "trades_loss",
     "train_epoch",

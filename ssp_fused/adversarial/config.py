@@ -68,6 +68,7 @@ class TrainConfig:
         compile: compile what surrounds the stacks of blocks with torch.compile.
         sync_bn: batch statistics over all processes, not over each one's share.
         save_every: save last.pt every so many steps too (None: at the end of epochs).
+        tensorboard: write the scalars of each epoch for TensorBoard into the run folder.
         seed: of initialization, data order and attacks.
         device: where to compute (None: a GPU if there is one, else the CPU).
         backend: which implementation of the layers (None: the one chosen by `use_backend` or the
@@ -114,6 +115,7 @@ class TrainConfig:
     compile: bool = False
     sync_bn: bool = False
     save_every: int | None = None
+    tensorboard: bool = False
     seed: int = 0
     device: str | None = None
     backend: str | None = None

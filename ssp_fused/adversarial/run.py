@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from .methods import CLEAN
 from .networks import network_spec
 from .progress import Progress
 from .state import TrainingState, derived_seed, seeded_generator
+from .tensorboard import check_tensorboard, epoch_scalars
 from .training import Batches, EpochResult, RunningTotals, evaluate, train_epoch
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -45,8 +47,9 @@ def fit(
     give the same numbers. torch's global random state is set by the seed.
 
     Files in `config.out`: config.json, metrics.jsonl (a line per epoch), best.pt, and last.pt,
-    from which `resume` goes on. Ctrl-C (in the main thread) ends the run after the batch at hand,
-    with its state saved there; a second one at once, leaving the state of the last epoch's end.
+    from which `resume` goes on; with `config.tensorboard` event files. Ctrl-C (in the main thread)
+    ends the run after the batch at hand, with its state saved there; a second one at once, leaving
+    the state of the last epoch's end.
 
     Where torch.distributed's default process group is initialized (`joined`), the run is that of
     all its processes: each takes its part of every batch and of the validation images, attacks
@@ -63,6 +66,7 @@ def fit(
 
     Raises:
         ValueError: a bad setting, a folder that already holds a run, damaged data.
+        ImportError: TensorBoard is asked for and not installed.
         FloatingPointError: the loss is no longer finite.
         TrainingInterrupted: after Ctrl-C.
     """
@@ -107,7 +111,7 @@ def resume(
     Raises:
         FileNotFoundError: there is no run, or it was stopped before its first save.
         ValueError: a damaged file; settings or data that are not those of the saved state.
-        FloatingPointError, TrainingInterrupted: as `fit`.
+        ImportError, FloatingPointError, TrainingInterrupted: as `fit`.
     """
     saved, state = _read_run(Path(run_dir))
     config = replace(saved.at(data_dir=data_dir, device=device, backend=backend), out=str(run_dir))
@@ -152,6 +156,8 @@ class _Run:
         self.out = Path(config.out)
         self.ranks = Ranks.current()
         self.progress = progress and self.ranks.is_first
+        if config.tensorboard:
+            check_tensorboard()
         if splits is None:
             splits = _loaded(config, self.ranks)
         self.train, self.val = _training_data(config, splits, self.progress)
@@ -196,7 +202,7 @@ class _Run:
             epoch=state.epoch,
             images=len(state.history) * images + state.totals.images,
         )
-        with report, Interrupts() as interrupts:
+        with report, self._scalars() as write_scalars, Interrupts() as interrupts:
             if self.ranks.is_first:
                 self.out.mkdir(parents=True, exist_ok=True)
                 write_json(self.out / CONFIG, self.config.to_dict())
@@ -204,6 +210,7 @@ class _Run:
             try:
                 while state.epoch <= self.config.epochs:
                     self._train_epoch(interrupts, report)
+                    write_scalars(state.history[-1])
             except TrainingInterrupted:
                 self._save()
                 raise TrainingInterrupted(
@@ -221,6 +228,11 @@ class _Run:
             "epochs": history,
             "out": str(self.out),
         }
+
+    def _scalars(self) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        if self.config.tensorboard and self.ranks.is_first:
+            return epoch_scalars(self.out, self.state.history)
+        return nullcontext(lambda metrics: None)
 
     def _without_peer(self, error: RuntimeError) -> str:
         saved = "nothing is saved yet"
