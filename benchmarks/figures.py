@@ -13,7 +13,7 @@ from .results import EAGER, Row
 # Colours that stay apart for colour-blind readers: P. Tol's "bright" scheme.
 _COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 _BAR, _GAP, _PANEL, _BETWEEN = 12, 10, 300, 50  # pixels, as everything below
-_LETTER = 6.2  # width of an average letter of the font
+_LETTER = 7.2  # width of an average letter of the font
 _TOP = 62  # title, legend and the panels' titles
 _VALUE = 36  # of the number behind the longest bar
 _MOST_TICKS = 6
@@ -95,13 +95,10 @@ def bar_chart(
     for index, name in enumerate(groups):
         y = _TOP + index * (height + _GAP) + height / 2
         lines.append(_text(left - 8, y + 4, name, "end"))
+    ticks = _ticks(max(max(bar.value, bar.high or 0) for group in every for bar in group.values()))
     for index, (name, panel) in enumerate(panels.items()):
         x = left + index * (_PANEL + _BETWEEN)
         lines.append(_text(x, _TOP - 8, name, "start", 'font-weight="bold"'))
-        longest = max(
-            (max(b.value, b.high or 0) for g in panel.values() for b in g.values()), default=0
-        )
-        ticks = _ticks(longest)
         place = _placed(x, ticks[-1])
         lines += _axis(ticks, place, bottom)
         for group, bars in panel.items():
@@ -151,7 +148,13 @@ def _group(
             middle = y + _BAR / 2
             yield _line(place(bar.low), middle, place(bar.high), middle, "#222222")
             end = max(bar.value, bar.high)
-        yield _text(place(end) + 4, y + _BAR - 2.5, f"{bar.value:.3g}", "start", 'font-size="9"')
+        yield _text(
+            place(end) + 4,
+            y + _BAR - 2.5,
+            f"{bar.value:#.3g}".rstrip("."),
+            "start",
+            'font-size="9"',
+        )
     if mark in bars:
         x = place(bars[mark].value)
         yield _line(x, top - 3, x, top + height + 3, "#222222", 'stroke-width="1.6"')
