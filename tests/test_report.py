@@ -1,6 +1,7 @@
 """The report: what is written into documents, what is found stale, and what is refused."""
 
 import dataclasses
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -132,7 +133,7 @@ def test_a_gpu_is_not_measured_until_it_is(tree, name):
         for n in ("published", "fused-cuda", "copy")
     ]
     write(tree, rows, f"{benchmark}_gpu", GPU)
-    text = section(tree, name)
+    text = " ".join(section(tree, name).split())
     assert GPU in text and "fused-cuda" in text and "--device cuda" in text
 
 
@@ -161,6 +162,24 @@ def test_adversarial_by_hand(tree):
     assert "| published | channels_last | 32 | 1.00 | 30 MiB | 3.0 MiB |" in text
     assert "| fused | channels_last | 128 | 4.00 | 20 MiB | 1.0 MiB |" in text
     assert "0.50 to 2.00 of the median" in " ".join(text.split())
+
+
+def test_the_comparison_of_networks_is_the_commands_own_table(tree):
+    comparison = pytest.importorskip("ssp_fused.adversarial.comparison_table")
+    number = {"mean": 0.5, "deviation": 0.01, "values": [0.49, 0.51]}
+    growth = {"block1": {"l1": number, "l2": number}}
+    network = {"method": "pgd", "model": "ssp2", "blocks": 3, "parameters": 1234, "evaluations": 6}
+    result = {
+        "caption": ["word " * 60],
+        "rows": [{**network, "seeds": [0, 1], "clean": number, "growth": growth}],
+    }
+    (tree / "benchmarks" / "results" / "fmnist_cpu.json").write_text(json.dumps(result))
+    text = section(tree, "fashion-mnist")
+    assert [line for line in comparison.markdown(result).split("\n") if line.startswith("|")] == [
+        line for line in text.split("\n") if line.startswith("|")
+    ]
+    assert "50.0 ± 1.0" in text and "(../benchmarks/results/fmnist_cpu.json)" in text
+    assert max(map(len, text.split("\n"))) <= 120
 
 
 def test_nothing_measured_is_said(tmp_path):
@@ -199,6 +218,12 @@ def test_a_bad_document_or_result_file_is_an_error(tree, capsys):
     with pytest.raises(SystemExit):
         main([], tree)
     assert "must have the columns" in capsys.readouterr().err
+
+
+def test_paragraphs_are_wrapped_but_not_in_code():
+    code = "`python -m benchmarks.blocks --device cpu`"
+    lines = tables.paragraph(f"{'word ' * 16}({code}; {'word ' * 10})").split("\n")
+    assert len(lines) == 2 and max(map(len, lines)) <= 120 and any(code in line for line in lines)
 
 
 def test_ranges_and_common_words():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -207,6 +208,18 @@ def adversarial(sources: Sources, device: str) -> str:
     return f"{paragraph(intro)}\n\n{table(head, rows)}"
 
 
+def fashion_mnist(sources: Sources) -> str:
+    """The comparison of networks on Fashion-MNIST, as `ssp-fused reproduce` tabulates it."""
+    path = sources.path("fmnist_cpu.json")
+    if not path.is_file():
+        return NOT_MEASURED[CPU]
+    from ssp_fused.adversarial.comparison_table import markdown
+
+    parts = markdown(json.loads(path.read_text())).rstrip().split("\n\n")
+    texts = [part if part.startswith("|") else paragraph(part) for part in parts]
+    return "\n\n".join([*texts, f"[results]({sources.link(path)})"])
+
+
 def commands(sources: Sources) -> str:
     """Which command makes which result file."""
     rows = []
@@ -232,5 +245,6 @@ SECTIONS: dict[str, Section] = {
     "kernels, GPU": partial(kernels, device=GPU),
     "adversarial": partial(adversarial, device=CPU),
     "adversarial, GPU": partial(adversarial, device=GPU),
+    "fashion-mnist": fashion_mnist,
     "commands": commands,
 }
