@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
+PIP = ("-m", "pip", "--disable-pip-version-check")
 # What a wheel may hold, what it may not even then, and what it must.
 ALLOWED = ("ssp_fused/*", "ssp_fused-*.dist-info/*")
 SOURCES = (".cpp", ".cu", ".cuh", ".h", ".o", ".pyc")
@@ -64,17 +65,9 @@ def main() -> int:
     folder = parser.parse_args().out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     source = source_distribution(ROOT, folder)
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-build-isolation",
-        "--no-deps",
-        "--wheel-dir",
-        folder,
-        source,
-    )
+    # pip's cache would give back the wheel of an earlier archive of the same name.
+    options = ("--no-cache-dir", "--no-build-isolation", "--no-deps", "--wheel-dir", folder)
+    _run(sys.executable, *PIP, "wheel", *options, source)
     wheel = _newest(folder, "ssp_fused-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         found = problems(name for name in archive.namelist() if not name.endswith("/"))
@@ -90,8 +83,7 @@ def _try(wheel: Path, folder: Path) -> None:
     """Install into a fresh environment, and use from ``folder`` with nothing else on the path."""
     venv.create(folder / "venv", with_pip=True)
     programs = folder / "venv" / "bin"
-    pip = (programs / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-    _run(*pip, "--constraint", CONSTRAINTS, wheel)
+    _run(programs / "python", *PIP, "install", "--quiet", "--constraint", CONSTRAINTS, wheel)
     alone = {"PATH": str(programs), "HOME": str(folder)}
     _run(programs / "ssp-fused", "info", cwd=folder, env=alone)
     _run(programs / "python", "-I", ROOT / "tools" / "try_wheel.py", cwd=folder, env=alone)
