@@ -58,9 +58,9 @@ def blocks(
         layout: Likewise.
     """
     source = sources.get("blocks", device)
-    if source is None:
+    own = [r for r in source.rows if _matches(r, scheme, layout)] if source else []
+    if source is None or not own:
         return NOT_MEASURED[device]
-    own = [r for r in source.rows if _matches(r, scheme, layout)]
     timed = [n for n in contenders(own) if n not in (CONTROL, CONVOLUTIONS, COPY)]
     common, names = shortened(r.case for r in own)
     rows = []
