@@ -1,7 +1,6 @@
 # make demo, test and lint need python3, make and a C++ compiler; they install the rest into .venv.
 
 PYTHON ?= python3
-OUT ?= gpu-check
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
@@ -12,7 +11,7 @@ SOURCES := setup.py pyproject.toml tools/native_build.py ssp_fused/_version.py \
 CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
-.PHONY: demo test lint format gpu-check check-oldest-torch clean
+.PHONY: demo test lint format bench wheel gpu-check check-oldest-torch clean
 
 demo: $(BUILT)
 	$(VENV)/bin/python -m ssp_fused.demo
@@ -34,7 +33,24 @@ format: $(TOOLS)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
+# A part of what docs/results.md has, in less than ten minutes on two cores; nothing else may run beside it.
+bench: OUT ?= bench
+bench: $(BUILT)
+	$(VENV)/bin/python -m benchmarks.memory --out $(OUT)
+	$(VENV)/bin/python -m benchmarks.blocks --device cpu --schemes ssp33 --layouts contiguous \
+		--shapes 128x16x32x32 128x64x8x8 --out $(OUT) \
+		--contenders eager "eager (control)" fused-cpu compile-default convolutions
+	$(VENV)/bin/python -m benchmarks.kernels --device cpu --cold --shapes 32x16x32x32 --layouts channels_last \
+		--contenders eager "eager (control)" fused-cpu copy --out $(OUT)
+	$(VENV)/bin/python -m benchmarks.adversarial --device cpu --batch-size 32 --out $(OUT)
+
+# A wheel in dist/, tried in an environment of its own.
+wheel: $(TOOLS)
+	$(INSTALL) torch
+	$(VENV)/bin/python tools/make_wheel.py
+
 # Installs nothing: with the torch, nvcc and pytest of $(PYTHON).
+gpu-check: OUT ?= gpu-check
 gpu-check:
 	$(PYTHON) tools/gpu_check.py --out $(OUT)
 

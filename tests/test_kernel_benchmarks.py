@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+import test_faults
 import torch
 
 import ssp_fused
@@ -13,6 +14,7 @@ from benchmarks.cases import CHANNELS_LAST, CONTIGUOUS
 from benchmarks.op_cases import SPECS, OpCase
 from benchmarks.resources import Resources
 from ssp_fused import _ops, reference
+from ssp_fused._backends import cpu
 
 CPU = torch.device("cpu")
 FEW = harness.Settings(repeats=2, warmup=0)
@@ -87,6 +89,26 @@ def test_the_command_line(tmp_path, capsys):
     rows = [row for row, _ in results.read(tmp_path / "kernels.csv")]
     assert [row.contender for row in rows] == list(kernels.NAMES)
     assert {row.direction for row in rows} == {"stage_combine"}
+
+
+@needs_cpu_kernels
+def test_a_wrong_kernel_has_no_time_and_shows_in_the_exit_code(tmp_path, monkeypatch):
+    ops = test_faults.Faulty("stage_combine", test_faults.wrong_coefficient)
+    faulty = type("FaultyBackend", (type(cpu.BACKEND),), {"ops": ops})
+    monkeypatch.setattr(cpu.BACKEND, "__class__", faulty)
+    only = [
+        "--ops",
+        "stage_combine",
+        "stage_dots",
+        "--layouts",
+        CONTIGUOUS,
+        "--contenders",
+        "fused-cpu",
+    ]
+    assert kernels.main(["--quick", "--device", "cpu", *only, "--out", str(tmp_path)]) == 2
+    wrong, right = (row for row, _ in results.read(tmp_path / "kernels.csv"))
+    assert wrong.status.startswith("wrong: fused-cpu u: error") and wrong.median_ms is None
+    assert right.status == "ok" and right.median_ms > 0
 
 
 # --- resources --------------------------------------------------------------------------------------------------

@@ -1,0 +1,250 @@
+"""The report's sections: each writes its place in a document from result files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from benchmarks.cases import CHANNELS_LAST, CONTIGUOUS, INPUT_GRADIENT, TRAIN
+from benchmarks.kernels import COMPILED
+from benchmarks.results import CONTROL, CONVOLUTIONS, COPY, EAGER, OK, Row
+
+from .sources import CPU, GPU, RESULTS, Sources
+from .tables import (
+    contenders,
+    groups,
+    label,
+    mebibytes,
+    paragraph,
+    refusals,
+    shortened,
+    span,
+    table,
+)
+
+NOT_MEASURED = {CPU: "Not measured yet.", GPU: "On a GPU: not measured yet."}
+PUBLISHED = "published"
+_FUSED, _EAGER_CHANNELS_LAST = "fused-", "eager-channels-last"
+_STEPS = {TRAIN: "training", INPUT_GRADIENT: "input gradient"}
+
+
+def memory(sources: Sources) -> str:
+    """What is kept for backward, by plain layers and fused ones."""
+    source = sources.get("memory", CPU)
+    if source is None:
+        return NOT_MEASURED[CPU]
+    rows = []
+    for group in groups(source.rows):
+        (plain, fused) = (group[EAGER], next(r for n, r in group.items() if n.startswith(_FUSED)))
+        sizes = (plain.kept_bytes, fused.kept_bytes)
+        ratio = f"{fused.kept_bytes / plain.kept_bytes:.3f}"
+        rows.append((plain.case, _STEPS[plain.direction], *map(mebibytes, sizes), ratio))
+    head = ("layers", "step", "plain PyTorch", "fused", "ratio")
+    intro = f"Kept for the backward pass ({source.provenance(source.rows)}):"
+    return f"{paragraph(intro)}\n\n{table(head, rows)}"
+
+
+def blocks(
+    sources: Sources, device: str, scheme: str | None = None, layout: str | None = None
+) -> str:
+    """A step through blocks: time over that of the bare convolutions, and memory.
+
+    Args:
+        sources: Of the document.
+        device: "cpu" or "gpu".
+        scheme: Whose table it is; None for all.
+        layout: Likewise.
+    """
+    source = sources.get("blocks", device)
+    own = [r for r in source.rows if _matches(r, scheme, layout)] if source else []
+    if source is None or not own:
+        return NOT_MEASURED[device]
+    timed = [n for n in contenders(own) if n not in (CONTROL, CONVOLUTIONS, COPY)]
+    common, names = shortened(r.case for r in own)
+    rows = []
+    for group in groups(own):
+        first = next(iter(group.values()))
+        times = [_over_convolutions(group, name) for name in timed]
+        kept = [mebibytes(group[name].kept_bytes) if name in group else "-" for name in timed]
+        rows.append((names[first.case], _STEPS[first.direction], *times, *kept))
+    head = ("input", "step", *map(label, timed), *(f"{label(name)} keeps" for name in timed))
+    intro = (
+        f"A step through blocks ({common}): time over that of its bare convolutions, medians of {_repeats(own)}, and "
+        f"what is kept for the backward pass ({source.provenance(own)}). In parentheses the control, "
+        "eager entered twice: its difference is the noise."
+    )
+    return f"{paragraph(intro)}\n\n{table(head, rows)}"
+
+
+def block_summary(sources: Sources, device: str) -> str:
+    """The fused layers' time and memory over those of the others, by scheme and step, over all inputs and layouts."""
+    source = sources.get("blocks", device)
+    if source is None:
+        return NOT_MEASURED[device]
+    rows = []
+    fused = [name for name in contenders(source.rows) if name.startswith(_FUSED)]
+    for (scheme, direction), own in _by_scheme_and_step(source.rows).items():
+        for name in fused:
+            cells = []
+            for others in ((EAGER, _EAGER_CHANNELS_LAST), (COMPILED,)):
+                pairs = [(g[name], g[o]) for g in own for o in others if _both(g, name, o)]
+                cells.append(span(a.median_ms / b.median_ms for a, b in pairs))
+                cells.append(span((a.kept_bytes / b.kept_bytes for a, b in pairs), 3))
+            rows.append((f"{scheme}, {_STEPS[direction]}, {label(name)}", *cells))
+    head = (
+        "over all inputs and layouts",
+        *(f"{x} over {y}" for y in ("eager", "torch.compile") for x in ("time", "memory")),
+    )
+    ratios = [
+        group[CONVOLUTIONS].median_ms / contiguous.median_ms
+        for group in groups(source.rows)
+        if _both(group, CONVOLUTIONS)
+        and (contiguous := _contiguous_twin(group[CONVOLUTIONS], source.rows))
+    ]
+    text = table(head, rows)
+    if ratios:
+        text += f"\n\nIn channels last the bare convolutions take {span(ratios)} of their time in contiguous tensors."
+    return text
+
+
+def _by_scheme_and_step(rows: Sequence[Row]) -> dict[tuple[str, str], list[dict[str, Row]]]:
+    found: dict[tuple[str, str], list[dict[str, Row]]] = {}
+    for group in groups(rows):
+        first = next(iter(group.values()))
+        found.setdefault((first.case.split()[0], first.direction), []).append(group)
+    return found
+
+
+def _contiguous_twin(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The same measurement in the other layout, of a row in channels last."""
+    case = row.case.replace(CHANNELS_LAST, CONTIGUOUS)
+    wanted = dataclasses.replace(row, case=case).key
+    return next((r for r in rows if r.key == wanted and r.case != row.case), None)
+
+
+def _matches(row: Row, scheme: str | None, layout: str | None) -> bool:
+    words = row.case.split()
+    return scheme in (None, words[0]) and layout in (None, words[-1])
+
+
+def _repeats(rows: Sequence[Row]) -> str:
+    return span((r.repeats for r in rows if r.repeats is not None), 0)
+
+
+def _over_convolutions(group: dict[str, Row], name: str) -> str:
+    row = group.get(name)
+    if row is None or row.over_convolutions is None:
+        return "-" if row is None or row.status == OK else row.status.split(":")[0]
+    control = group.get(CONTROL)
+    noise = f" ({control.over_convolutions:.2f})" if name == EAGER and control else ""
+    return f"{row.over_convolutions:.2f}{noise}"
+
+
+def _both(group: dict[str, Row], *names: str) -> bool:
+    return all(name in group and group[name].status == OK for name in names)
+
+
+def kernels(sources: Sources, device: str) -> str:
+    """Each op: logical bytes by time, over those of a copy."""
+    source = sources.get("kernels", device)
+    if source is None:
+        return NOT_MEASURED[device]
+    timed = [n for n in contenders(source.rows) if n not in (CONTROL, COPY)]
+    rows = []
+    for group in groups(source.rows):
+        first = next(iter(group.values()))
+        copied = group[COPY].gb_per_s if _both(group, COPY) else None
+        rates = [_rate(group.get(name), copied) for name in timed]
+        rows.append((first.direction, *rates, "-" if copied is None else f"{copied:.1f}"))
+    head = ("op", *map(label, timed), label(COPY))
+    cases = ", ".join(dict.fromkeys(r.case for r in source.rows))
+    intro = (
+        f"Logical bytes of an op by its median time of {_repeats(source.rows)}, in GB/s, and in parentheses the share "
+        f"of what a copy of as many bytes reaches; {cases} ({source.provenance(source.rows)})."
+    )
+    refused = "\n".join(refusals(source.rows))
+    return "\n\n".join([paragraph(intro), table(head, rows), *([refused] if refused else [])])
+
+
+def _rate(row: Row | None, copied: float | None) -> str:
+    if row is None or row.gb_per_s is None:
+        return "-" if row is None else row.status.split(":")[0]
+    share = f" ({row.gb_per_s / copied:.2f})" if copied else ""
+    return f"{row.gb_per_s:.1f}{share}"
+
+
+def adversarial(sources: Sources, device: str) -> str:
+    """Steps of adversarial training: images per second, and the peak of memory."""
+    source = sources.get("adversarial", device)
+    if source is None:
+        return NOT_MEASURED[device]
+    first = source.rows[0]
+    scheme, count, shape, *_ = first.case.split()
+    rows, noise = [], []
+    for group in groups(source.rows):
+        base = group.get(PUBLISHED)
+        for row in (r for r in group.values() if r.status == OK):
+            batch, layout = int(row.case.split()[2].split("x")[0]), row.case.split()[-1]
+            noise += [row.p20_ms / row.median_ms, row.p80_ms / row.median_ms]
+            over = f"{base.median_ms / row.median_ms:.2f}" if _both(group, PUBLISHED) else "-"
+            speed = f"{1e3 * batch / row.median_ms:.0f}"
+            sizes = map(mebibytes, (row.peak_bytes, row.kept_bytes))
+            rows.append((label(row.contender), layout, speed, over, *sizes))
+    head = (
+        "loop",
+        "layout",
+        "images/s",
+        "over published",
+        "peak of a PGD-10 step",
+        "kept by an attack step",
+    )
+    intro = (
+        f'One step of {first.direction} of `sspnet_cifar("{scheme}", {count[1:]})` on {shape}, medians of '
+        f"{_repeats(source.rows)} ({source.provenance(source.rows)}); 20% and 80% quantiles are "
+        f"{span(noise)} of the median."
+    )
+    return f"{paragraph(intro)}\n\n{table(head, rows)}"
+
+
+def fashion_mnist(sources: Sources) -> str:
+    """The comparison of networks on Fashion-MNIST, as `ssp-fused reproduce` tabulates it."""
+    path = sources.path("fmnist_cpu.json")
+    if not path.is_file():
+        return NOT_MEASURED[CPU]
+    from ssp_fused.adversarial.comparison_table import markdown
+
+    parts = markdown(json.loads(path.read_text())).rstrip().split("\n\n")
+    texts = [part if part.startswith("|") else paragraph(part) for part in parts]
+    return "\n\n".join([*texts, f"[results]({sources.link(path)})"])
+
+
+def commands(sources: Sources) -> str:
+    """Which command makes which result file."""
+    rows = []
+    for benchmark in ("memory", "blocks", "kernels", "adversarial"):
+        for device in (CPU, GPU):
+            source = sources.get(benchmark, device)
+            if source is not None:
+                target = f"{RESULTS.as_posix()}/{benchmark}_{device}.csv"
+                rows.append((f"[{target}]({source.link})", f"`{source.command} --out DIR`"))
+    return table(("results", "command"), rows)
+
+
+Section = Callable[[Sources], str]
+
+SECTIONS: dict[str, Section] = {
+    "memory": memory,
+    "blocks": partial(blocks, device=CPU, scheme="ssp33", layout=CONTIGUOUS),
+    "blocks, all contiguous": partial(blocks, device=CPU, layout=CONTIGUOUS),
+    "blocks, all channels last": partial(blocks, device=CPU, layout=CHANNELS_LAST),
+    "blocks, summary": partial(block_summary, device=CPU),
+    "blocks, GPU": partial(blocks, device=GPU),
+    "kernels": partial(kernels, device=CPU),
+    "kernels, GPU": partial(kernels, device=GPU),
+    "adversarial": partial(adversarial, device=CPU),
+    "adversarial, GPU": partial(adversarial, device=GPU),
+    "fashion-mnist": fashion_mnist,
+    "commands": commands,
+}

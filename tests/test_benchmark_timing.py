@@ -1,0 +1,64 @@
+"""How the benchmarks time: quantiles, order, cold inputs. Times themselves are not judged."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from benchmark_cases import CPU, FEW
+
+from benchmarks import hardware, harness, timing
+
+
+def test_quantiles():
+    assert timing.quantiles([5.0, 1.0, 2.0, 4.0, 3.0]) == pytest.approx((1.8, 3.0, 4.2))
+    assert timing.quantiles(range(101)) == (20, 50, 80)
+    assert timing.quantiles([2.0, 1.0]).median == 1.5
+
+
+def test_every_repeat_has_its_own_order():
+    def run(seed):
+        log = []
+        calls = {
+            name: [lambda n=name, b=b: log.append((n, b)) for b in range(2)] for name in "abcd"
+        }
+
+        def clock(call):
+            call()
+            return float(len(log))
+
+        times = timing.interleaved(calls, clock, repeats=6, warmup=2, seed=seed)
+        return log, times
+
+    log, times = run(0)
+    rounds = [log[i : i + 4] for i in range(0, 32, 4)]
+    assert all(sorted(name for name, _ in order) == list("abcd") for order in rounds)
+    assert len({tuple(name for name, _ in order) for order in rounds}) > 4
+    assert [{b for _, b in order} for order in rounds] == [{0}, {1}] * 4
+    assert all(len(own) == 6 for own in times.values())
+    assert min(itertools.chain(*times.values())) == 9  # the two rounds of warming up are not in it
+    assert run(0)[0] == log and run(1)[0] != log
+
+
+def test_cold_inputs_exceed_the_cache(monkeypatch):
+    monkeypatch.setattr(hardware, "last_level_cache", lambda device: 1 << 20)
+    inputs = [torch.zeros(1 << 16), torch.zeros(1 << 16)]
+    assert timing.cold_buffers(inputs, CPU) == 5
+    seen = []
+    work = harness.Work(seen.append, lambda index: [torch.full((1 << 18,), float(index))])
+    task = harness.Task("test", "c", "d", CPU, None, [harness.Contender("one", lambda: work)])
+    (row,) = harness.measure(task, harness.Settings(repeats=4, warmup=0, cold=True))
+    assert [t[0].item() for t in seen] == [0, 1, 2, 0] and row.gb_per_s is None
+    seen.clear()
+    harness.measure(task, FEW)
+    assert [t[0].item() for t in seen] == [0, 0]
+    assert hardware.last_level_cache(CPU) > 0
+
+
+def test_settings_that_cannot_be():
+    task = harness.Task("test", "c", "d", CPU, 1, [])
+    with pytest.raises(ValueError, match="graph needs a cuda device, got cpu"):
+        harness.measure(task, harness.Settings(graph=True))
+    twice = [harness.Contender("a", lambda: None)] * 2
+    with pytest.raises(ValueError, match=r"different names, got \['a', 'a'\]"):
+        harness.measure(dataclasses.replace(task, contenders=twice), FEW)
