@@ -27,12 +27,19 @@ SHORT = {name.rpartition(".")[2]: value for name, value in PUBLIC.items()}
 every_name = pytest.mark.parametrize("name", PUBLIC)
 
 
-def documentation(value: Any) -> str:
-    """Its docstring, with those of public names that this refers to for arguments."""
+_SECTION = re.compile(r"^(?:Args|Attributes):\n((?:(?: .*)?\n)*)", re.MULTILINE)
+
+
+def arguments(value: Any) -> str:
+    """The sections of arguments and attributes of its docstring, and of those of public names that it refers to.
+
+    A docstring without such a section is short enough to name its parameters in a sentence.
+    """
     own = inspect.getdoc(value) or ""
     referred = re.findall(r"`+~?(?:\w+\.)*(\w+)`+", own)
-    others = (SHORT[name] for name in referred if name in SHORT)
-    return "\n".join([own, *(inspect.getdoc(other) or "" for other in others)])
+    others = [inspect.getdoc(SHORT[name]) or "" for name in referred if name in SHORT]
+    sections = [found for text in (own, *others) for found in _SECTION.findall(f"{text}\n")]
+    return "\n".join(sections if _SECTION.search(own) else [own, *sections])
 
 
 @every_name
@@ -44,7 +51,7 @@ def test_every_parameter_is_named(name):
         return  # not constructed by users
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(value).parameters.values()
-    text = documentation(value)
+    text = arguments(value)
     for parameter in parameters:
         if parameter.kind not in variadic:
             assert re.search(rf"(?<![\w.]){parameter.name}(?!\w)", text), (
