@@ -63,3 +63,10 @@ def anchors(page: Path) -> set[str]:
     """What a link may name behind a page's #."""
     titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """The tables of a page: rows of cells, without the head and without marks of code."""
+    found = re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE)
+    rows = [[line.strip("|\n ").replace("`", "") for line in table.splitlines()] for table in found]
+    return [[[cell.strip() for cell in row.split("|")] for row in table[2:]] for table in rows]
