@@ -5,6 +5,7 @@ import importlib.util
 import pkgutil
 import re
 import shlex
+from pathlib import Path
 
 import pages
 import pytest
@@ -77,9 +78,10 @@ def check_module(words):
     spec = importlib.util.find_spec(words[1])
     assert spec is not None, f"there is no module {words[1]}"
     if words[1].startswith("benchmarks"):
-        shared = (pages.ROOT / "benchmarks/arguments.py").read_text()
-        with open(spec.origin) as file:
-            known = file.read() + shared
+        own = Path(spec.origin)
+        files = own.parent.glob("*.py") if own.name == "__init__.py" else [own]
+        shared = pages.ROOT / "benchmarks/arguments.py"
+        known = "".join(file.read_text() for file in (*files, shared))
         for option in (word for word in words[2:] if word.startswith("--")):
             assert f'"{option}"' in known, f"{words[1]} has no {option}"
 
@@ -97,9 +99,10 @@ def check_arguments(words):
         for elsewhere in ("device", "graph"):
             given.pop(elsewhere, None)
         TrainConfig(**given).resolved()
-    if command in ("evaluate", "growth"):
+    if "attack" in given:
         attacks = given["attack"] if command == "evaluate" else [given["attack"]]
-        named_attacks(attacks, eps=0.1, step_size=0.1)
+        with contextlib.suppress(ImportError):  # of a library that is not installed
+            named_attacks(attacks, eps=0.1, step_size=0.1)
 
 
 @pytest.mark.parametrize(
