@@ -348,8 +348,21 @@ def l2_step(
 ) -> Tensor:
     """One step of an attack in the Euclidean norm, sample by sample (dimension 0).
 
-    clip(project(x_adv + step_size * grad / ||grad||)); a zero gradient moves nothing. Arguments, result and
-    errors as :func:`linf_step`; ``step_size`` and ``eps`` are Euclidean lengths.
+    clip(project(x_adv + step_size * grad / ||grad||)); a zero gradient moves nothing.
+
+    Args:
+        x_adv: As in :func:`linf_step`, like all that follow; dimension 0 is that of the samples.
+        grad: Gradient of the loss to be increased.
+        x: The clean images.
+        step_size: Euclidean length of a sample's step, in units of pixel values.
+        eps: Euclidean radius of the ball, in units of pixel values.
+        bounds: ``(low, high)`` of valid pixels.
+
+    Returns:
+        A new tensor; not differentiable.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As :func:`linf_step`.
     """
     return _attack_step("l2_step", x_adv, grad, x, step_size, eps, bounds)
 

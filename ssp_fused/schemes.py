@@ -201,12 +201,18 @@ _TABLE = {
 
 
 def names() -> tuple[str, ...]:
-    """The names of all known schemes."""
+    """The names of all known schemes, which :func:`get` takes."""
     return tuple(_TABLE)
 
 
 def get(scheme: str | ShuOsher) -> ShuOsher:
     """The scheme of that name; a :class:`ShuOsher` is returned as it is.
+
+    Args:
+        scheme: One of :func:`names`, or a scheme.
+
+    Returns:
+        The scheme.
 
     Raises:
         ValueError: No scheme has that name.

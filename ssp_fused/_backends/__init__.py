@@ -27,7 +27,11 @@ _chosen: str | None = None
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend's name, with None if it is usable here, else the reason why it is not."""
+    """What ``use_backend`` may choose here.
+
+    Returns:
+        Every backend's name, with None if it is usable here, else the reason why it is not.
+    """
     return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
 
 

@@ -34,15 +34,30 @@ Start = Callable[[Tensor, Steps, "torch.Generator | None"], Tensor]
 
 
 def cross_entropy_per_sample(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each sample: logits `[N, K]`, labels `[N]` -> `[N]`."""
+    """Cross-entropy of each sample.
+
+    Args:
+        logits: `[N, num_classes]`.
+        y: labels `[N]`, int64.
+
+    Returns:
+        The losses `[N]`.
+    """
     return torch_functional.cross_entropy(logits, y, reduction="none")
 
 
 def margin_per_sample(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest wrong logit less the true one: logits `[N, K]`, labels `[N]` -> `[N]`.
+    """Largest wrong logit less the true one.
 
     Positive exactly where the sample is misclassified (Carlini and Wagner 2017, f_6 without its
     floor). Its gradient does not vanish where the softmax saturates.
+
+    Args:
+        logits: `[N, num_classes]`.
+        y: labels `[N]`, int64.
+
+    Returns:
+        The margins `[N]`, in units of the logits.
     """
     true = logits.gather(1, y.unsqueeze(1))
     wrong = logits.scatter(1, y.unsqueeze(1), -math.inf).amax(dim=1)

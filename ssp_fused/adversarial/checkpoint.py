@@ -25,6 +25,9 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     Args:
         path: the file; its folder must exist.
         state: tensors and plain Python types, so that it loads with weights_only=True.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     replace_file(Path(path), lambda file: torch.save(state, file))
 

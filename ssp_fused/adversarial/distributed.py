@@ -113,6 +113,9 @@ def joined(device: str | None) -> Iterator[Ranks]:
     Args:
         device: "cpu", "cuda", or None for a GPU if there is one.
 
+    Yields:
+        The processes. After the block the process group is left, unless an error ended it.
+
     Raises:
         ValueError: no such device; fewer GPUs than processes.
     """

@@ -50,6 +50,9 @@ def fgsm_rs_loss(
         graph: replay the attack as a CUDA graph.
         generator: random numbers of the start, on the device of x.
 
+    Returns:
+        As `clean_loss`, at x + d'.
+
     Raises:
         TypeError, ValueError: as `pgd`.
     """
@@ -102,6 +105,9 @@ def n_fgsm_loss(
         bn_mode: "eval" or "train".
         graph: replay the attack as a CUDA graph.
         generator: random numbers of the noise, on the device of x.
+
+    Returns:
+        As `clean_loss`, at x'.
 
     Raises:
         TypeError, ValueError: as `pgd`; noise negative.
@@ -211,7 +217,16 @@ class FreeLoss:
 
 
 def replayed(items: Iterable[Item], replays: int, start: int = 0) -> Iterator[Item]:
-    """Each item `replays` times in a row; of the first one, its last `replays` - `start` times."""
+    """Each item several times in a row, as `FreeLoss` wants its batches.
+
+    Args:
+        items: the batches.
+        replays: how often each is yielded.
+        start: how often the first one has been before; it is yielded `replays` - `start` times.
+
+    Returns:
+        An iterator over the items.
+    """
     for index, item in enumerate(items):
         for _ in range(start if index == 0 else 0, replays):
             yield item

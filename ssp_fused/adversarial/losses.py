@@ -39,6 +39,9 @@ def clean_loss(
         y: labels `[N]`, int64.
         label_smoothing: share of the target that all classes get alike (Szegedy et al., CVPR
             2016); 0 to 1.
+
+    Returns:
+        The mean loss, and the logits.
     """
     logits = full_precision(model(x))
     loss = functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
@@ -83,6 +86,12 @@ def pgd_loss(
         early_stop: a sample that is misclassified is attacked no further.
         graph: replay the attack as a CUDA graph.
         generator: random numbers of the start, on the device of x.
+
+    Returns:
+        As `clean_loss`, at the attacked images.
+
+    Raises:
+        TypeError, ValueError: as `pgd`.
     """
     x_adv = pgd(
         model,
