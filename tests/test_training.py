@@ -249,6 +249,26 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "best.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "bn_mode", "trained", "told"),
+    [("pgd", "eval", 0.7, True), ("pgd", "eval", 0.5, False), ("pgd", "train", 0.7, False)],
+)
+def test_a_gap_between_the_modes_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    bn_mode: str,
+    trained: float,
+    told: bool,
+) -> None:
+    real = run_module._metrics
+    seen = {"train_accuracy": trained, "val_clean": 0.4}
+    monkeypatch.setattr(run_module, "_metrics", lambda *args: {**real(*args), **seen})
+    fit(config(tmp_path, epochs=1, method=method, bn_mode=bn_mode), progress=False)
+    assert ("--bn-mode train attacks the latter" in caplog.text) is told
+
+
 def test_progress_lines(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     fit(config(tmp_path, epochs=1))
     out = capsys.readouterr().out

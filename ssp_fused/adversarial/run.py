@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .._log import LOG
 from ..data import ImageSet, ImageSplits, load
 from .attacks import pgd
 from .checkpoint import BEST, LAST, missing_keys, read_tensors, save_checkpoint
@@ -34,6 +35,9 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 EVALUATION_BATCH = 500
 # A validation set cut down with the training set stays large enough to choose by.
 _MIN_LIMITED_VALIDATION = 100
+# Accuracy on attacked training images over that on clean validation images. Overfitting, robust
+# overfitting included, stays far below it.
+_MODE_GAP = 0.2
 _ORDER, _STATISTICS, _AUGMENT, _VALIDATION = "order", "statistics", "augment", "validation"
 
 
@@ -277,6 +281,7 @@ class _Run:
         self._save()
         if self.ranks.is_first:
             self._write_results()
+            _warn_of_mode_gap(config, state.history[-1])
             report.on_epoch(state.history[-1], is_best=state.is_best)
 
     def _training_batches(self, purpose: str, done: int = 0) -> Batches:
@@ -359,6 +364,24 @@ def _metrics(
         "images_per_second": result.images / result.seconds,
         "seconds": result.seconds,
     }
+
+
+def _warn_of_mode_gap(config: TrainConfig, metrics: dict[str, Any]) -> None:
+    """Say so when a network has learned to differ between its modes in place of robustness.
+
+    An attack on the network in eval mode does not hurt the one in training mode where their
+    statistics are far apart, as those of norms that several stages share can be.
+    """
+    trained, clean = metrics["train_accuracy"], metrics["val_clean"]
+    if config.method != CLEAN and config.bn_mode == "eval" and trained - clean > _MODE_GAP:
+        LOG.warning(
+            "epoch %d: attacked training images are classified better (%.1f%%) than clean "
+            "validation images (%.1f%%): the attack, in eval mode, does not reach the network in "
+            "training mode; --bn-mode train attacks the latter",
+            metrics["epoch"],
+            100 * trained,
+            100 * clean,
+        )
 
 
 def _validate(state: TrainingState, batches: Batches) -> dict[str, float]:
