@@ -337,19 +337,21 @@ class Backward:
         write_z: bool,
     ) -> tuple[Tensor | None, Tensor]:
         """du and z under batch statistics."""
-        alone = norm.process_group is None
-        du = None
-        if alone and wanted:
-            du, dy, dy_xhat, z = self.ops.batch_norm_act_backward(*dz, *operands, *added, write_z)
+        if wanted:
+            du, dy, dy_xhat, z = _distributed.batch_norm_act_backward(
+                self.ops,
+                dz,
+                operands,
+                added,
+                write_z,
+                norm.process_group,
+                get(self.saved, use.count),
+            )
         else:
+            du = None
             dy, dy_xhat, z = self.ops.norm_act_backward_reduce(*dz, *operands, write_z)
         self.add(norm.weight, dy_xhat)
         self.add(norm.bias, dy)
-        if wanted and not alone:
-            totals = _distributed.all_reduce_sums(dy, dy_xhat, norm.process_group)
-            u, *rest = operands
-            count = self.saved[use.count]
-            du = self.ops.norm_act_backward(*dz, u, None, *rest, *totals, 1.0, count, *added, None)
         return du, z
 
     def fixed(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import _distributed, reference
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import get
 
@@ -17,10 +17,9 @@ def differentiable(
     plan: Plan, x: Tensor, t: Sequence[Tensor], dy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again: autograd's own, through the chain in plain PyTorch."""
-    if any(norm.process_group is not None for block in plan.blocks for norm in block.norms()):
-        raise RuntimeError(
-            "create_graph=True is not supported for batch statistics synchronized over processes"
-        )
+    _distributed.refuse_second_derivatives(
+        norm.process_group for block in plan.blocks for norm in block.norms()
+    )
     # Aliases: what is differentiated by is then this call's own, and not a tensor that others lead to as well.
     inputs = [value.view_as(value) for value in (x, *t)]
     y = inputs[0]

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from .. import _distributed
 from .._layout import common_rows, stage_dtype
-from .._ops import ACTIVATIONS, MAX_TERMS
+from .._ops import MAX_TERMS, PIECEWISE_LINEAR
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import Slope, Stage, Use, cast, get
-
-_PIECEWISE_LINEAR = tuple(ACTIVATIONS.index(name) for name in ("identity", "relu", "leaky_relu"))
 
 
 class Forward:
@@ -34,7 +32,7 @@ class Forward:
         self.needs = needs[1:]
         recording = plan.recording and any(needs)
         fixed = all(
-            norm.kind == FIXED and norm.activation in _PIECEWISE_LINEAR
+            norm.kind == FIXED and norm.activation in PIECEWISE_LINEAR
             for block in plan.blocks
             for norm in block.norms()
         )
@@ -139,7 +137,16 @@ class Forward:
         shift = bias if lone else None
         mask = count = None
         if norm.kind == BATCH:
-            u, z, mean, variance, rstd, count = self.batch(norm, operands, affine, write_u)
+            u, z, mean, variance, rstd, count = _distributed.stage_batch_norm_act(
+                self.ops,
+                operands,
+                affine,
+                norm.eps,
+                norm.activation,
+                plan.z_dtype,
+                write_u,
+                norm.process_group,
+            )
             shifted = mean if shift is None else mean + shift.to(mean.dtype)
             self.moments += [shifted, variance, count]
         elif norm.kind == FIXED:
@@ -171,24 +178,3 @@ class Forward:
             z=self.keep(z, self.whole and not plan.recompute),
         )
         return (terms[0] if lone else u), z, use
-
-    def batch(
-        self, norm: Norm, operands: tuple, affine: tuple, write_u: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """u, z, mean, biased variance, rstd; over several processes, also the count of values a channel."""
-        z_dtype = self.plan.z_dtype
-        if norm.process_group is None:
-            results = self.ops.stage_batch_norm_act(
-                *operands, *affine, norm.eps, norm.activation, z_dtype, write_u
-            )
-            return *results, None
-        u, mean, variance = self.ops.stage_moments(*operands, write_u)
-        rows = operands[0][0].numel() // operands[0][0].shape[1]
-        mean, variance, count = _distributed.merge_moments(mean, variance, rows, norm.process_group)
-        rstd = (variance + norm.eps).rsqrt()
-        if write_u:
-            operands = ([u], [1.0], None, None)
-        _, z, _ = self.ops.stage_norm_act(
-            *operands, mean, rstd, *affine, norm.activation, z_dtype, False, False
-        )
-        return u, z, mean, variance, rstd, count
