@@ -247,6 +247,17 @@ def test_cw_sees_logits_below_zero(robust: nn.Module) -> None:
     assert not torch.equal(expected, x)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.1)])
+def test_cw_is_projected_onto_the_ball(robust: nn.Module, norm: str, eps: float) -> None:
+    x, y = four_digits("test", 24)
+    x_adv = LibraryAttack("cw", eps=eps, norm=norm)(robust, x, y)
+    moved = (x_adv != x).flatten(1).any(dim=1)
+    assert moved.any()
+    delta = (x_adv - x)[moved].flatten(1)
+    length = delta.abs().amax(dim=1) if norm == "linf" else delta.norm(dim=1)
+    assert (length > 0.99 * eps).all() and (length < 1.01 * eps).all()
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_images_outside_the_ball_or_the_range_are_refused(norm: str) -> None:
     x = torch.rand(3, 1, 4, 4).clamp(0.2, 0.8)
