@@ -274,6 +274,8 @@ def _reproduce(options: argparse.Namespace) -> None:
     comparison = Comparison(**{k: v for k, v in vars(options).items() if k in known})
     table = reproduce(comparison, jobs=getattr(options, "jobs", 1))
     print(f"\n{markdown(table)}\nin {comparison.folder}")
+    if not table["rows"]:
+        return
     try:
         draw_comparison(comparison.folder / FIGURE, table)
     except ImportError as error:

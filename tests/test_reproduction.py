@@ -289,6 +289,7 @@ def test_a_cell_that_is_worked_on_is_skipped(images: Path, tmp_path: Path) -> No
         assert table["cells"] == {"complete": 1, "all": 2}
         assert [row["model"] for row in table["rows"]] == [other.network.model]
         assert sorted(path.name for path in mine.folder.iterdir()) == [".lock"]
+        assert cli.main(command(replace(comparison, models=("res",)))[3:]) == 0
     assert reproduce(comparison)["cells"] == {"complete": 2, "all": 2}
 
 
