@@ -156,7 +156,7 @@ def _made(report: str, comparison: Comparison, folder: Path) -> dict[str, Any]:
     if report == GROWTH:
         found = checkpoint_growth(folder, attack, settings)
     else:
-        found = evaluate_checkpoint(folder, (attack,), settings)
+        found = evaluate_checkpoint(folder, (attack,), settings, masking_images=0)
     return {**found, LIMIT: limit}
 
 
