@@ -48,10 +48,15 @@ def ctrl_c() -> None:
 
 def stopped_at(count: int, start: Callable[[], Any]) -> str:
     """What the interrupt of `start` at a batch says."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        raise_at(monkeypatch, count, ctrl_c)
-        with pytest.raises(TrainingInterrupted) as caught:
-            start()
+    # Processes started in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            raise_at(monkeypatch, count, ctrl_c)
+            with pytest.raises(TrainingInterrupted) as caught:
+                start()
+    finally:
+        signal.signal(signal.SIGINT, before)
     return str(caught.value)
 
 
