@@ -81,6 +81,17 @@ def dense(tensor: Tensor, rows: bool) -> Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
+def laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """``tensor`` dense in the layout of ``other``, of the same shape, which is in planes or in rows.
+
+    Where both layouts are the same one (of a 1x1 kernel, say), with the strides of ``other``.
+    """
+    tensor = dense(tensor, is_rows(other))
+    if tensor.stride() != other.stride() and other.is_contiguous():
+        return tensor.as_strided(other.shape, other.stride())
+    return tensor
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics and of all arithmetic on tensors of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32

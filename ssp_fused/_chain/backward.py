@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _distributed, reference
-from .._layout import dense, dense_strides, is_rows
+from .._layout import dense, dense_strides, laid_out_as
 from .._ops import MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import Slope, Stage, Use, cast, get
@@ -72,7 +72,7 @@ class Backward:
         upstream = [self.needs_x]
         for block in blocks:
             upstream.append(upstream[-1] or self.wants(*block.tensors()))
-        # A gradient may come in any strides, that of an average pooling expanded: once made dense, for all that read it.
+        # A gradient may come in any strides, that of an average pooling expanded: made dense once, for all readers.
         g, end = dense(dy, slopes[-1].norm1.rows), len(slopes)
         sums = self.ops.channel_sum(g) if self.with_sums else None
         for position in reversed(range(len(blocks))):
@@ -90,7 +90,7 @@ class Backward:
             if gradient is None:
                 self.gradients[place] = torch.zeros_like(self.t[place])
             else:  # a weight's gradient is in rows where activations are
-                self.gradients[place] = dense(gradient, is_rows(self.t[place]))
+                self.gradients[place] = laid_out_as(gradient, self.t[place])
         return self.plan.outside(g) if self.needs_x else None
 
     def block(

@@ -13,6 +13,7 @@ from .devices import chosen_backend
 from .evaluation import EvaluatedNetwork, EvaluationSettings
 from .growth import DEFAULT_ATTACK
 from .named import named_attack
+from .precision import full_float32
 from .training import CLEAN, evaluate
 
 _OF_ONE_RADIUS = ("eps", "step_size", "settings")
@@ -63,7 +64,7 @@ def checkpoint_curve(
         )
         for eps, step_size in steps.items()
     }
-    with chosen_backend(tested.backend):
+    with chosen_backend(tested.backend), full_float32():
         accuracy = evaluate(tested.model, tested.batches(), attacks)
     points = [{"eps": 0.0, "step_size": 0.0, "accuracy": accuracy[CLEAN]}]
     points += [

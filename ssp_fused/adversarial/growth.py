@@ -16,6 +16,7 @@ from .devices import chosen_backend
 from .evaluation import EvaluatedNetwork, EvaluationSettings
 from .groups import Groups, group_modules, passed_through, quantiles
 from .lipschitz import jacobian_norms
+from .precision import full_float32
 from .training import Attack, Batches, eval_mode
 
 DEFAULT_ATTACK = "pgd-20"
@@ -116,7 +117,7 @@ def checkpoint_growth(
     tested = EvaluatedNetwork(path, settings or EvaluationSettings())
     function = tested.attacks([attack])[attack]
     report = {**tested.provenance(), "attack": attack}
-    with chosen_backend(tested.backend):
+    with chosen_backend(tested.backend), full_float32():
         report["growth"] = perturbation_growth(tested.model, tested.batches(), function)
         if lipschitz:
             seed = tested.settings.seed
