@@ -11,7 +11,7 @@ from benchmarks.cases import CHANNELS_LAST, CONTIGUOUS, INPUT_GRADIENT, TRAIN
 from benchmarks.kernels import COMPILED
 from benchmarks.results import CONTROL, CONVOLUTIONS, COPY, EAGER, OK, Row
 
-from .sources import CPU, GPU, RESULTS, Sources
+from .sources import COMMANDS, CPU, GPU, RESULTS, Sources
 from .tables import (
     contenders,
     groups,
@@ -223,12 +223,12 @@ def fashion_mnist(sources: Sources) -> str:
 def commands(sources: Sources) -> str:
     """Which command makes which result file."""
     rows = []
-    for benchmark in ("memory", "blocks", "kernels", "adversarial"):
-        for device in (CPU, GPU):
+    for device, own in COMMANDS.items():
+        for benchmark, command in own.items():
             source = sources.get(benchmark, device)
             if source is not None:
                 target = f"{RESULTS.as_posix()}/{benchmark}_{device}.csv"
-                rows.append((f"[{target}]({source.link})", f"`{source.command} --out DIR`"))
+                rows.append((f"[{target}]({source.link})", f"`{command} --out DIR`"))
     return table(("results", "command"), rows)
 
 
