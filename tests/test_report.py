@@ -180,11 +180,17 @@ def test_the_comparison_of_networks_is_the_commands_own_table(tree):
         "caption": ["word " * 60],
         "rows": [{**network, "seeds": [0, 1], "clean": number, "growth": growth}],
     }
+    result |= {
+        "provenance": {"versions": [{"torch": "9.8.7"}]},
+        "hardware": "an abacus",
+        "commit": "c0ffee",
+    }
     (tree / "benchmarks" / "results" / "fmnist_cpu.json").write_text(json.dumps(result))
     text = section(tree, "fashion-mnist")
     assert [line for line in comparison.markdown(result).split("\n") if line.startswith("|")] == [
         line for line in text.split("\n") if line.startswith("|")
     ]
+    assert "an abacus, c0ffee, torch 9.8.7;" in text
     assert "50.0 ± 1.0" in text and "(../benchmarks/results/fmnist_cpu.json)" in text
     assert max(map(len, text.split("\n"))) <= 120
 

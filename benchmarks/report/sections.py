@@ -215,9 +215,12 @@ def fashion_mnist(sources: Sources) -> str:
         return NOT_MEASURED[CPU]
     from ssp_fused.adversarial.comparison_table import markdown
 
-    parts = markdown(json.loads(path.read_text())).rstrip().split("\n\n")
-    texts = [part if part.startswith("|") else paragraph(part) for part in parts]
-    return "\n\n".join([*texts, f"[results]({sources.link(path)})"])
+    found = json.loads(path.read_text())
+    parts = markdown(found).rstrip().split("\n\n")
+    torch = " and ".join(versions["torch"] for versions in found["provenance"]["versions"])
+    facts = [found[key] for key in ("command", "hardware", "commit") if key in found]
+    parts.append(", ".join([*facts, f"torch {torch}; [results]({sources.link(path)})"]))
+    return "\n\n".join(part if part.startswith("|") else paragraph(part) for part in parts)
 
 
 def commands(sources: Sources) -> str:
