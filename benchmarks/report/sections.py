@@ -11,7 +11,7 @@ from benchmarks.cases import CHANNELS_LAST, CONTIGUOUS, INPUT_GRADIENT, TRAIN
 from benchmarks.kernels import COMPILED
 from benchmarks.results import CONTROL, CONVOLUTIONS, COPY, EAGER, OK, Row
 
-from .sources import CPU, GPU, RESULTS, Sources
+from .sources import COMMANDS, CPU, GPU, RESULTS, Sources
 from .tables import (
     contenders,
     groups,
@@ -215,20 +215,23 @@ def fashion_mnist(sources: Sources) -> str:
         return NOT_MEASURED[CPU]
     from ssp_fused.adversarial.comparison_table import markdown
 
-    parts = markdown(json.loads(path.read_text())).rstrip().split("\n\n")
-    texts = [part if part.startswith("|") else paragraph(part) for part in parts]
-    return "\n\n".join([*texts, f"[results]({sources.link(path)})"])
+    found = json.loads(path.read_text())
+    parts = markdown(found).rstrip().split("\n\n")
+    torch = " and ".join(versions["torch"] for versions in found["provenance"]["versions"])
+    facts = [found[key] for key in ("command", "hardware", "commit") if key in found]
+    parts.append(", ".join([*facts, f"torch {torch}; [results]({sources.link(path)})"]))
+    return "\n\n".join(part if part.startswith("|") else paragraph(part) for part in parts)
 
 
 def commands(sources: Sources) -> str:
     """Which command makes which result file."""
     rows = []
-    for benchmark in ("memory", "blocks", "kernels", "adversarial"):
-        for device in (CPU, GPU):
+    for device, own in COMMANDS.items():
+        for benchmark, command in own.items():
             source = sources.get(benchmark, device)
             if source is not None:
                 target = f"{RESULTS.as_posix()}/{benchmark}_{device}.csv"
-                rows.append((f"[{target}]({source.link})", f"`{source.command} --out DIR`"))
+                rows.append((f"[{target}]({source.link})", f"`{command} --out DIR`"))
     return table(("results", "command"), rows)
 
 

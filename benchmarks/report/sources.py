@@ -15,12 +15,20 @@ from benchmarks.results import Row
 RESULTS = Path("benchmarks", "results")
 CPU, GPU = "cpu", "gpu"
 
-# The file's name without its device, and the command that measures it on a CPU.
+# The file's name without its device, and the command that measures it.
+_KERNELS = "OMP_NUM_THREADS=1 python -m benchmarks.kernels --device cpu --cold"
 COMMANDS = {
-    "blocks": "python -m benchmarks.blocks --device cpu",
-    "kernels": "python -m benchmarks.kernels --device cpu --cold --shapes 32x16x32x32 --layouts channels_last",
-    "memory": "python -m benchmarks.memory",
-    "adversarial": "python -m benchmarks.adversarial --device cpu",
+    CPU: {
+        "memory": "python -m benchmarks.memory",
+        "blocks": "python -m benchmarks.blocks --device cpu",
+        "kernels": f"{_KERNELS} --shapes 32x16x32x32 --layouts channels_last",
+        "adversarial": "python -m benchmarks.adversarial --device cpu",
+    },
+    GPU: {
+        "blocks": "python -m benchmarks.blocks --device cuda",
+        "kernels": "python -m benchmarks.kernels --device cuda --cold",
+        "adversarial": "python -m benchmarks.adversarial --device cuda",
+    },
 }
 
 
@@ -58,7 +66,8 @@ def _hardware(machine: Machine) -> str:
     if machine.gpu:
         return f"{machine.gpu}, driver {machine.driver}, Triton {machine.triton}"
     cpu = re.sub(r"\((?:R|TM)\)", "", machine.cpu)
-    return f"{cpu} ({machine.instruction_set}), {machine.threads} threads"
+    threads = "1 thread" if machine.threads == "1" else f"{machine.threads} threads"
+    return f"{cpu} ({machine.instruction_set}), {threads}"
 
 
 class Sources:
@@ -84,10 +93,7 @@ class Sources:
         found = results.read(path)
         if not found:
             raise ValueError(f"{path}: must have rows, got none")
-        command = COMMANDS[benchmark]
-        if device == GPU:
-            command = command.replace("--device cpu", "--device cuda")
-        return Source(found, command, self.link(path))
+        return Source(found, COMMANDS[device][benchmark], self.link(path))
 
     def path(self, name: str) -> Path:
         """Of a result file."""

@@ -66,8 +66,9 @@ def refusals(rows: Iterable[Row]) -> list[str]:
     """A line for each contender that was measured elsewhere in the file, and not here."""
     rows = list(rows)
     measured = contenders(rows)
+    several = len({row.case for row in rows}) > 1
     return [
-        f"- {label(row.contender)}, {row.direction}, {row.case}: {row.status}"
+        f"- {label(row.contender)}, {row.direction}{f', {row.case}' if several else ''}: {row.status}"
         for row in rows
         if row.status != OK and row.contender in measured
     ]
