@@ -89,7 +89,7 @@ class Backward:
             # Exact zeros are tensors: of a bias that only a batch norm sees, say.
             if gradient is None:
                 self.gradients[place] = torch.zeros_like(self.t[place])
-            else:  # a weight's gradient is in rows where activations are
+            elif not torch.compiler.is_compiling():  # a weight's is in rows where activations are
                 self.gradients[place] = laid_out_as(gradient, self.t[place])
         return self.plan.outside(g) if self.needs_x else None
 
