@@ -128,6 +128,20 @@ def test_non_finite_gradients_are_flagged(plain: nn.Module) -> None:
     assert report["checks"]["gradients"]["non_finite"] == 12
 
 
+def test_a_gradient_is_zero_where_no_pixel_has_one(plain: nn.Module) -> None:
+    x, y = four_digits("test", 3)
+    inner = torch.zeros(1, 1, 8, 8)
+    inner[..., 2:6, 2:6] = 1
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return plain(torch.cat([x[:1] * inner, x[1:2] * 0, x[2:]]))
+
+    found = masking_module._input_gradients(Inner(), x, y)
+    assert found["zero gradient"].tolist() == [False, True, False]
+    assert not found["non-finite gradient"].any()
+
+
 def test_a_difference_counts_where_chance_does_not_explain_it() -> None:
     def fallen(alone: int, other_alone: int, both: int = 5) -> tuple[Tensor, Tensor]:
         one = torch.tensor([False] * alone + [True] * other_alone + [False] * both)
