@@ -122,6 +122,20 @@ def test_planes_are_convolved_in_rows_where_onednn_does_that_faster(channels, dt
     assert layouts.seen == {False}
 
 
+@pytest.mark.parametrize("channels", [12, 16])
+def test_gradients_have_the_strides_of_their_tensors(channels):
+    """Those of 1x1 kernels too, dense in either layout: DistributedDataParallel compares strides."""
+    stack = make(("ssp22", "downsample"), channels, dtype=torch.float32)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, channels, 6, 6).to(memory_format=memory_format).requires_grad_()
+        y = stack(x)
+        # Not by backward(), which brings the gradients of parameters into their layouts.
+        tensors = [x, *stack.parameters()]
+        gradients = torch.autograd.grad(y, tensors, cotangent(y))
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            assert gradient.stride() == tensor.stride()
+
+
 @pytest.mark.parametrize(("mode", "back"), [("train", 3), ("eval", 3), ("frozen", 2)])
 def test_rows_inside_cost_one_copy_each_way(mode, back):
     """x and y; their gradients, and x again where activations are kept."""
