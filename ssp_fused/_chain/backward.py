@@ -72,7 +72,7 @@ class Backward:
         upstream = [self.needs_x]
         for block in blocks:
             upstream.append(upstream[-1] or self.wants(*block.tensors()))
-        # A gradient may come in any strides, that of an average pooling expanded: once made dense, for all that read it.
+        # A gradient may come in any strides, that of a pooling expanded: it is made dense once, for all that read it.
         g, end = dense(dy, slopes[-1].norm1.rows), len(slopes)
         sums = self.ops.channel_sum(g) if self.with_sums else None
         for position in reversed(range(len(blocks))):
