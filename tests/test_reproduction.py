@@ -1,4 +1,4 @@
-"""The comparison of networks: its cells, its stops, its processes, its table."""
+"""A comparison that is run: its table, its stops, its processes, its folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import torch
 from runs import ctrl_c, raise_at
 
 import ssp_fused
-from ssp_fused import cli, models
+from ssp_fused import cli
 from ssp_fused.adversarial import (
     Comparison,
     TrainingInterrupted,
@@ -28,9 +28,8 @@ from ssp_fused.adversarial import (
     reproduce,
     reproduction,
 )
-from ssp_fused.adversarial.comparison_table import markdown, statistic, summary
+from ssp_fused.adversarial.comparison_table import markdown, summary
 from ssp_fused.adversarial.locks import file_lock
-from ssp_fused.nn import AdaptiveSSPBlock, SSPBlock
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow")
 
@@ -98,13 +97,6 @@ def test_rows_are_the_means_of_the_runs(finished: Comparison) -> None:
     assert table["rows"][0]["growth"] != table["rows"][2]["growth"]
 
 
-def test_statistic() -> None:
-    found = statistic([0.2, 0.4, 0.9])
-    assert found["mean"] == pytest.approx(0.5)
-    assert found["deviation"] == pytest.approx((0.26 / 2) ** 0.5)
-    assert statistic([0.7]) == {"mean": 0.7, "deviation": None, "values": [0.7]}
-
-
 def test_markdown_and_csv(finished: Comparison) -> None:
     table = summary(finished)
     table["rows"][0]["clean"] = {"mean": 0.75, "deviation": 0.0123, "values": []}
@@ -130,50 +122,6 @@ def test_the_caption_lists_each_departure_from_the_protocol(finished: Comparison
         "autoattack images 0 (protocol: all); models res, ssp2 (protocol: res, midrk2, ssp2, ssp3, "
         "ark); methods none, pgd (protocol: none, pgd, trades)."
     )
-
-
-def test_the_protocol_is_the_default(tmp_path: Path) -> None:
-    protocol = Comparison("cifar10", out=str(tmp_path), device="cpu")
-    assert protocol.reductions() == {}
-    assert "Departs" not in " ".join(summary(protocol)["caption"])
-    cells = list(protocol.cells())
-    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert len({cell.folder for cell in cells}) == len(cells) == 3 * 3 * 5
-    config = protocol.training(cells[5])
-    assert (config.data, config.blocks, config.width, config.epochs) == ("cifar10", 6, 16, 200)
-    assert (config.lr, config.momentum, config.weight_decay) == (0.1, 0.9, 5e-4)
-    assert (config.batch_size, config.milestones) == (128, (80, 140, 180))
-    assert (config.eps, config.step_size, config.steps) == (8 / 255, 2 / 255, 7)
-
-
-@pytest.mark.parametrize(
-    ("table", "chosen", "expected"),
-    [
-        ("cifar10", ("ssp2", "ark"), {("res", 12): 36}),
-        ("cifar10", ("res", "ssp3", "midrk2"), {("res", 12): 36, ("res", 18): 54}),
-        ("fmnist", ("ssp3", "ark"), {("res", 6): 6, ("res", 9): 9}),
-        ("mnist", ("res",), {}),
-    ],
-)
-def test_resnets_at_equal_evaluations(
-    table: str, chosen: tuple[str, ...], expected: dict[tuple[str, int], int]
-) -> None:
-    plain = Comparison(table, models=chosen)
-    added = replace(plain, equal_evaluations=True).networks()[len(chosen) :]
-    assert {(network.model, network.blocks): network.evaluations for network in added} == expected
-    assert [network.model for network in plain.networks()] == list(chosen)
-
-
-@pytest.mark.parametrize("model", ["res", "midrk2", "ssp2", "ssp3", "ark"])
-def test_evaluations_of_f_are_counted(model: str) -> None:
-    (network,) = Comparison("cifar10", models=(model,), blocks=2).networks()
-    built = models.sspnet_cifar(models.resolve_scheme(model, 3), 2, width=4).eval()
-    calls = []
-    for block in built.modules():
-        if isinstance(block, (SSPBlock, AdaptiveSSPBlock)):
-            block.conv2.register_forward_hook(lambda *_: calls.append(1))
-    built(torch.rand(1, 3, 8, 8))
-    assert len(calls) == network.evaluations
 
 
 # Two batches an epoch, three epochs a run, two runs.
@@ -371,6 +319,21 @@ def test_a_folder_of_other_settings_is_refused(finished: Comparison, tmp_path: P
         reproduce(replace(finished, out=str(tmp_path)))
 
 
+def test_reports_are_made_again_on_other_images(images: Path, tmp_path: Path) -> None:
+    fewer = small(images, tmp_path / "out", models=("res",), seeds=(3,), methods=("none",))
+    more = replace(fewer, growth_images=16)
+    (cell,) = fewer.cells()
+    reproduce(fewer)
+    files = ("evaluation.json", "growth.json")
+    before = [(cell.folder / name).stat().st_ino for name in files]
+    assert summary(more)["cells"] == {"complete": 0, "all": 1}
+    assert reproduce(more)["cells"] == {"complete": 1, "all": 1}
+    after = [(cell.folder / name).stat().st_ino for name in files]
+    assert after[0] == before[0] and after[1] != before[1]
+    assert json.loads((cell.folder / "growth.json").read_text())["images"] == 16
+    assert len((cell.folder / "metrics.jsonl").read_text().splitlines()) == more.epochs
+
+
 def test_a_selection_of_a_folder(finished: Comparison) -> None:
     table = reproduce(replace(finished, models=("ssp2",), seeds=(5,), methods=("pgd",)))
     (row,) = table["rows"]
@@ -425,29 +388,3 @@ def test_figure(finished: Comparison, tmp_path: Path) -> None:
     comparison_figure.draw_comparison(path, summary(finished))
     drawn = path.read_text()
     assert drawn.count('id="axes_') == 6
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("", "--table"),
-        ("--table svhn", "--table: invalid choice: 'svhn'"),
-        ("--table mnist --models res,vit", "models must be of res, midrk2"),
-        ("--table mnist --methods free", "methods must be of none, pgd, trades, got free"),
-        ("--table mnist --seeds 1,1", "seeds must be one or more, each once"),
-        ("--table mnist --seeds one", "--seeds"),
-        ("--table mnist --blocks 0", "blocks must be at least 1"),
-        ("--table mnist --epochs 0", "epochs must be at least 1"),
-        ("--table mnist --test-images 0", "test_images must be at least 1"),
-        ("--table mnist --autoattack-images -1", "autoattack_images must not be negative"),
-        ("--table mnist --data cifar10", "data must be folder:PATH or left out"),
-        ("--table mnist --jobs 0", "jobs must be at least 1"),
-    ],
-)
-def test_bad_options(
-    tmp_path: Path, capsys: pytest.CaptureFixture, words: str, message: str
-) -> None:
-    assert cli.main(["reproduce", *words.split(), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message in error
-    assert not (tmp_path / "out").exists()
