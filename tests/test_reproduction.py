@@ -346,9 +346,9 @@ def test_autoattack_is_a_report_of_its_own(
 ) -> None:
     asked = []
 
-    def evaluated(path: Path, attacks: tuple[str, ...], settings: Any) -> dict[str, Any]:
+    def evaluated(path: Path, attacks: tuple[str, ...], settings: Any, **more: Any) -> Any:
         asked.append((attacks, settings.limit))
-        report = evaluate_checkpoint(path, ("pgd-3",), settings)
+        report = evaluate_checkpoint(path, ("pgd-3",), settings, **more)
         return {**report, "accuracy": {"clean": 1.0, **dict.fromkeys(attacks, 0.25)}}
 
     monkeypatch.setattr(reproduction, "named_attack", lambda name, **_: asked.append(name))
