@@ -16,6 +16,7 @@ from benchmarks.report.documents import MarkerError, filled
 from benchmarks.report.sections import SECTIONS
 from benchmarks.report.sources import Sources
 from benchmarks.results import Row
+from ssp_fused.adversarial import comparison_table
 
 GPU = "An accelerator"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -172,7 +173,6 @@ def test_adversarial_by_hand(tree):
 
 
 def test_the_comparison_of_networks_is_the_commands_own_table(tree):
-    comparison = pytest.importorskip("ssp_fused.adversarial.comparison_table")
     number = {"mean": 0.5, "deviation": 0.01, "values": [0.49, 0.51]}
     growth = {"block1": {"l1": number, "l2": number}}
     network = {"method": "pgd", "model": "ssp2", "blocks": 3, "parameters": 1234, "evaluations": 6}
@@ -187,9 +187,9 @@ def test_the_comparison_of_networks_is_the_commands_own_table(tree):
     }
     (tree / "benchmarks" / "results" / "fmnist_cpu.json").write_text(json.dumps(result))
     text = section(tree, "fashion-mnist")
-    assert [line for line in comparison.markdown(result).split("\n") if line.startswith("|")] == [
-        line for line in text.split("\n") if line.startswith("|")
-    ]
+    assert [
+        line for line in comparison_table.markdown(result).split("\n") if line.startswith("|")
+    ] == [line for line in text.split("\n") if line.startswith("|")]
     assert "an abacus, c0ffee, torch 9.8.7;" in text
     assert "50.0 ± 1.0" in text and "(../benchmarks/results/fmnist_cpu.json)" in text
     assert max(map(len, text.split("\n"))) <= 120
