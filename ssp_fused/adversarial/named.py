@@ -77,9 +77,16 @@ def named_attack(
 
 
 def named_attacks(names: Iterable[str], **settings: Any) -> dict[str, Attack]:
-    """`named_attack` for several names, for `evaluate`; `settings` are its other arguments.
+    """`named_attack` for several names, for `evaluate`.
 
     Each has random numbers of its own: what an attack finds does not depend on the others.
+
+    Args:
+        names: of attacks, each once.
+        settings: the other arguments of `named_attack`.
+
+    Returns:
+        The attacks by name, in order.
 
     Raises:
         ValueError: a name of another form, or the same one twice.

@@ -27,6 +27,9 @@ class Normalize(nn.Module):
     Args:
         mean: one number per channel, in pixel units of [0, 1].
         std: one positive number per channel, same units.
+
+    Raises:
+        ValueError: as many means as deviations are wanted, and positive deviations.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

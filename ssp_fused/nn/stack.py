@@ -33,7 +33,11 @@ class SSPStack(nn.Sequential):
     tile: int | str | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """All modules, one after another."""
+        """All modules, one after another.
+
+        Raises:
+            ValueError: tile or blocks_per_node below 1; what a block says of x.
+        """
         if self.tile != _chain.CACHE:
             _checks.positive_or_none("tile", self.tile)
         _checks.positive_or_none("blocks_per_node", self.blocks_per_node)
