@@ -2,7 +2,8 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,22 @@ def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def stopped_at(count: int, start: Callable[[], Any]) -> str:
-    """What the interrupt of `start` at a batch says."""
-    # Processes started in the background ignore Ctrl-C.
+@contextmanager
+def heeding_ctrl_c() -> Iterator[None]:
+    """Processes that were started in the background ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            raise_at(monkeypatch, count, ctrl_c)
-            with pytest.raises(TrainingInterrupted) as caught:
-                start()
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def stopped_at(count: int, start: Callable[[], Any]) -> str:
+    """What the interrupt of `start` at a batch says."""
+    with heeding_ctrl_c(), pytest.MonkeyPatch.context() as monkeypatch:
+        raise_at(monkeypatch, count, ctrl_c)
+        with pytest.raises(TrainingInterrupted) as caught:
+            start()
     return str(caught.value)
 
 

@@ -173,8 +173,8 @@ def test_damaged_checkpoint_and_used_folder(
     assert "already holds a training run" in capsys.readouterr().err
     assert run("evaluate", trained, "--eps", "-1", "--device", "cpu") == 2
     assert "eps" in capsys.readouterr().err
-    assert run("evaluate", trained, "--attack", "autoattack", "--device", "cpu") == 2
-    assert "unknown attack 'autoattack'; known: fgsm; pgd-K" in capsys.readouterr().err
+    assert run("evaluate", trained, "--attack", "deepfool", "--device", "cpu") == 2
+    assert "unknown attack 'deepfool'; known: fgsm; pgd-K" in capsys.readouterr().err
     assert run("evaluate", trained / "best.pt", "--last", "--device", "cpu") == 2
     assert "last must go with a run folder" in capsys.readouterr().err
     assert run("train", "--resume", tmp_path, "--device", "cpu") == 2

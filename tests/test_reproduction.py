@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ctrl_c, raise_at
+from runs import ctrl_c, heeding_ctrl_c, raise_at
 
 import ssp_fused
 from ssp_fused import cli
@@ -136,7 +136,7 @@ def test_stopped_in_training(
     def killed() -> None:
         raise MemoryError
 
-    with pytest.MonkeyPatch.context() as patched:
+    with heeding_ctrl_c(), pytest.MonkeyPatch.context() as patched:
         raise_at(patched, batch, ctrl_c if graceful else killed)
         with pytest.raises((TrainingInterrupted, MemoryError)) as caught:
             reproduce(comparison)

@@ -66,7 +66,8 @@ def jacobian_norms(
             for name, module in modules.items():
                 for part in passed[name][0].split(_SAMPLES_AT_ONCE):
                     jacobian, transposed = _jacobian(module, part, name)
-                    start = torch.empty_like(part).normal_(generator=generator)
+                    # Contiguous: the same start in whichever layout the group's input is.
+                    start = part.new_empty(part.shape).normal_(generator=generator)
                     found[name].append(_spectral_norms(jacobian, transposed, start, iterations))
             images += len(x)
     if not images:
