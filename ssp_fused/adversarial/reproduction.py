@@ -29,6 +29,7 @@ from .comparison_table import (
     wanted_reports,
     write_tables,
 )
+from .config import TrainConfig
 from .evaluation import evaluate_checkpoint
 from .files import write_json
 from .growth import checkpoint_growth
@@ -94,9 +95,12 @@ def _claim(comparison: Comparison) -> None:
             write_json(found, comparison.training_settings())
             return
         try:
-            different = differences(comparison.training_settings(), json.loads(found.read_text()))
-        except (ValueError, AttributeError, TypeError) as error:
+            # A setting that came later had its default before.
+            theirs = {**TrainConfig().to_dict(), **json.loads(found.read_text())}
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{found}: not the settings of a comparison ({error})") from error
+    mine = comparison.training_settings()
+    different = differences(mine, {name: theirs.get(name) for name in mine})
     if different:
         told = "; ".join(f"{name} {old}, not {new}" for name, (new, old) in different.items())
         raise ValueError(f"out: {folder} holds a comparison with other settings: {told}")
