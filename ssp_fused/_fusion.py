@@ -10,6 +10,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
 from . import functional
+from ._backends import select
+from ._backends.reference import BACKEND as _REFERENCE
 from ._checks import activation_index
 from ._distributed import process_group
 from ._log import warn_once
@@ -18,6 +20,11 @@ from .reference import torch_activation
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
+
+
+def runs_plain(x: Tensor) -> bool:
+    """Whether the backend chosen for layers on ``x`` is plain PyTorch."""
+    return select(functional.BLOCK_OPS, (x,)) is _REFERENCE
 
 
 def _fusable(module: nn.Module, *types: type[nn.Module]) -> bool:

@@ -302,6 +302,18 @@ def test_the_error_of_a_job_is_raised(images: Path, tmp_path: Path) -> None:
         reproduce(comparison, jobs=2)
 
 
+def test_a_folder_outlives_settings_that_come_later(finished: Comparison) -> None:
+    path = finished.folder / "settings.json"
+    before = path.read_text()
+    saved = json.loads(before)
+    del saved["tensorboard"]
+    try:
+        path.write_text(json.dumps(saved))
+        assert reproduce(finished)["cells"]["complete"] == len(list(finished.cells()))
+    finally:
+        path.write_text(before)
+
+
 def test_a_folder_of_other_settings_is_refused(finished: Comparison, tmp_path: Path) -> None:
     other = replace(finished, epochs=4, width=5, growth_images=None)
     with pytest.raises(ValueError, match="other settings") as caught:

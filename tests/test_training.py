@@ -251,7 +251,12 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "bn_mode", "trained", "told"),
-    [("pgd", "eval", 0.7, True), ("pgd", "eval", 0.5, False), ("pgd", "train", 0.7, False)],
+    [
+        ("pgd", "eval", 0.7, True),
+        ("pgd", "eval", 0.5, False),
+        ("pgd", "train", 0.7, False),
+        ("none", "eval", 0.7, False),
+    ],
 )
 def test_a_gap_between_the_modes_is_told(
     tmp_path: Path,

@@ -55,6 +55,18 @@ def attacked_module(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def model_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in training or eval mode; afterwards each module's own, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, before in modes:
+            module.training = before
+
+
+@contextmanager
 def attack_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
     """Within it no parameter requires a gradient and the model is in eval or training mode.
 
@@ -65,18 +77,15 @@ def attack_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
         model: the model to attack.
         bn_mode: "eval" or "train".
     """
-    modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        model.train(bn_mode == "train")
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
+    with model_mode(model, training=bn_mode == "train"):
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
 
 
 def full_precision(logits: Tensor) -> Tensor:

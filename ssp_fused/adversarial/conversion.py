@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import models
 from .._backends import use_backend
 from ..nn import SSPStack
+from .ascent import model_mode
 from .checkpoint import (
     checkpoint_path,
     load_checkpoint,
@@ -29,7 +30,6 @@ from .defaults import data_defaults
 from .devices import chosen_backend
 from .files import check_writable
 from .networks import NETWORKS, build_network
-from .training import eval_mode
 
 # Name of the data set in the published code, and here.
 DATASETS = {
@@ -315,7 +315,7 @@ def _compare_logits(
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(_BATCH, *shape, generator=generator).to(device)
     network = network.to(device)
-    with eval_mode(network), torch.no_grad():
+    with model_mode(network, training=False), torch.no_grad():
         with chosen_backend(backend):
             logits = network(x)
         with use_backend("reference"):

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .ascent import model_mode
 from .devices import chosen_backend
 from .evaluation import EvaluatedNetwork, EvaluationSettings
 from .groups import Groups, group_modules, passed_through, quantiles
 from .lipschitz import jacobian_norms
 from .precision import full_float32
-from .training import Attack, Batches, eval_mode
+from .training import Attack, Batches
 
 DEFAULT_ATTACK = "pgd-20"
 ORDERS = {"l1": 1, "l2": 2}
@@ -54,7 +55,7 @@ def perturbation_growth(
     modules = group_modules(model, groups)
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
     images = 0
-    with eval_mode(model), torch.no_grad():
+    with model_mode(model, training=False), torch.no_grad():
         for x, y in batches:
             x_adv = attack(model, x, y)
             clean, attacked = (passed_through(model, modules, each) for each in (x, x_adv))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .ascent import model_mode
 from .distributed import Ranks
 from .losses import LossFunction, TrainingLoss
 from .precision import Precision
@@ -236,22 +237,10 @@ def outcomes(
         if name in attacks:
             raise ValueError(f"attacks must not be named {name!r}: {', '.join(attacks)}")
     runs: dict[str, Attack] = {CLEAN: lambda _model, x, _y: x, **attacks}
-    with eval_mode(model), torch.no_grad():
+    with model_mode(model, training=False), torch.no_grad():
         right = {
             name: model(attack(model, x, y)).argmax(dim=1) == y for name, attack in runs.items()
         }
     if attacks:
         right[WORST] = torch.stack([*right.values()]).all(dim=0)
     return right
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; afterwards each module's own mode, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .. import _autocast
-from .._backends import select
-from .._backends.reference import BACKEND as _REFERENCE
+from .. import _autocast, _fusion
 from .._layout import rows_are_faster
-from ..functional import BLOCK_OPS
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
@@ -98,7 +95,7 @@ class ImageNetwork(nn.Module):
         if not self.channels_last_inside or x.dim() != 4:
             return False
         dtype = _autocast.convolution_dtype([x])
-        return rows_are_faster(x, dtype, [self.width]) and select(BLOCK_OPS, (x,)) is not _REFERENCE
+        return rows_are_faster(x, dtype, [self.width]) and not _fusion.runs_plain(x)
 
 
 class _InRows(Function):

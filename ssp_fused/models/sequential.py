@@ -5,17 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .. import _fusion
-from .._backends import select
-from .._backends.reference import BACKEND as _REFERENCE
-from ..functional import BLOCK_OPS
-
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
 
 
 def norm_relu(norm: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
     """`relu(norm(x))`, as one op where that is what the modules' calls would compute."""
     is_relu = type(relu) is nn.ReLU and _fusion.additions(relu) is None
-    if not is_relu or x.dim() != 4 or select(BLOCK_OPS, (x,)) is _REFERENCE:
+    if not is_relu or x.dim() != 4 or _fusion.runs_plain(x):
         return relu(norm(x))
     return _fusion.norm_act(norm, "relu", [x])[1]
 
@@ -27,7 +22,7 @@ class FusedSequential(nn.Sequential):
         modules = list(self)
         while modules:
             module = modules.pop(0)
-            if isinstance(module, _NORMS) and modules and isinstance(modules[0], nn.ReLU):
+            if isinstance(module, _fusion.NORMS) and modules and isinstance(modules[0], nn.ReLU):
                 x = norm_relu(module, modules.pop(0), x)
             else:
                 x = module(x)

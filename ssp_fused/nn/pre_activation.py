@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .. import _chain, _checks, _fusion, reference
 from .._backends import select
-from .._backends.reference import BACKEND as _REFERENCE
 from .._checks import activation_index
 from ..functional import BLOCK_OPS, Coefficients
 from .norms import make_norm
@@ -48,7 +47,7 @@ class PreActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output for ``x``."""
-        if select(BLOCK_OPS, (x,)) is _REFERENCE or self._bypasses():
+        if _fusion.runs_plain(x) or self._bypasses():
             return self._plain(x)
         return self._fused(x)
 

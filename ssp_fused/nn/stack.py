@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .. import _chain, _checks
-from .._backends import select
-from .._backends.reference import BACKEND as _REFERENCE
-from ..functional import BLOCK_OPS
+from .. import _chain, _checks, _fusion
 from .pre_activation import PreActivation, run_chain
 
 
@@ -41,7 +38,7 @@ class SSPStack(nn.Sequential):
         if self.tile != _chain.CACHE:
             _checks.positive_or_none("tile", self.tile)
         _checks.positive_or_none("blocks_per_node", self.blocks_per_node)
-        if select(BLOCK_OPS, (x,)) is _REFERENCE:
+        if _fusion.runs_plain(x):
             return super().forward(x)
         chain: list[PreActivation] = []
         for module in self:
