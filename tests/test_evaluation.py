@@ -1,7 +1,9 @@
 """Named attacks, accuracies under them, and the reports of checkpoints."""
 
+import importlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,8 @@ from ssp_fused.adversarial import (
     EvaluationSettings,
     Ranks,
     TrainConfig,
+    checkpoint_curve,
+    checkpoint_growth,
     evaluate,
     evaluate_checkpoint,
     fgsm,
@@ -409,3 +413,35 @@ def test_a_folder_s_run_is_evaluated_on_other_folders(
         assert report["data"] == name and report["images"] == 4
     assert cli.main(["evaluate", run, "--data", "folder:three", "--device", "cpu"]) == 2
     assert "in 2 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "measuring", "measure"),
+    [
+        ("evaluation", "outcomes", evaluate_checkpoint),
+        ("curve", "evaluate", lambda run, **more: checkpoint_curve(run, [0.1], "fgsm", **more)),
+        (
+            "growth",
+            "perturbation_growth",
+            lambda run, **more: checkpoint_growth(run, "fgsm", **more),
+        ),
+    ],
+)
+def test_networks_are_measured_in_float32(
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    measuring: str,
+    measure: Callable[..., Any],
+) -> None:
+    place = importlib.import_module(f"ssp_fused.adversarial.{module}")
+    real, seen = getattr(place, measuring), []
+
+    def watched(*args: Any, **more: Any) -> Any:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return real(*args, **more)
+
+    monkeypatch.setattr(place, measuring, watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        measure(trained, settings=EvaluationSettings(limit=8, device="cpu"))
+    assert seen and not any(seen)
