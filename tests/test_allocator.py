@@ -1,5 +1,7 @@
 """Memory of freed tensors stays in the process when it is asked to."""
 
+import json
+import os
 import platform
 import subprocess
 import sys
@@ -26,3 +28,16 @@ def test_a_freed_tensors_memory_is_the_next_ones():
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         faults[code] = int(done.stdout)
     assert faults[KEEP] < 100 < faults[""]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
+@pytest.mark.parametrize("wish", [None, "0"])
+def test_large_tensors_begin_at_a_page_unless_the_environment_says_otherwise(wish):
+    code = (
+        f"{KEEP}; import torch; print([torch.empty(10**6 + k).data_ptr() % 4096 for k in range(8)])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+    environment |= {"THP_MEM_ALLOC_ENABLE": wish} if wish else {}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert any(json.loads(done.stdout)) == (wish == "0")
