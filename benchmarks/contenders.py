@@ -174,10 +174,11 @@ class _FusedSigns(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        namespace, op = func.name().split("::")
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        namespace, op = func.name().removesuffix(".out").split("::")
         if namespace.startswith("ssp_fused") and op in _NORM_ACTS:
-            self.signs.append(out[1] > 0)
+            self.signs.append((kwargs["z"] if "z" in kwargs else out[1]) > 0)
         return out
 
 

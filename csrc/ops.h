@@ -1,7 +1,7 @@
 #pragma once
 
-// The ops of _ops.SCHEMAS, which each library implements for its device. What each computes:
-// reference.py.
+// The ops of _ops.SCHEMAS, which each library implements for its device, and those of
+// _ops.OUT_SCHEMAS, which the CPU's does. What each computes: reference.py.
 
 #include <array>
 #include <optional>
@@ -29,6 +29,11 @@ Tensors<3> stage_norm_act(const std::vector<Tensor>& terms, const Coefficients& 
                           const Tensor& rstd, const OptionalTensor& gamma,
                           const OptionalTensor& beta, int64_t activation,
                           const OptionalDtype& z_dtype, bool write_u, bool write_mask);
+void stage_norm_act_out(const std::vector<Tensor>& terms, const Coefficients& coefficients,
+                        const OptionalTensor& coefficient_tensor,
+                        const OptionalTensor& channel_bias, const Tensor& mean, const Tensor& rstd,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, int64_t activation,
+                        const OptionalTensor& u, const Tensor& z, const OptionalTensor& mask);
 
 Tensors<5> stage_batch_norm_act(const std::vector<Tensor>& terms, const Coefficients& coefficients,
                                 const OptionalTensor& coefficient_tensor,
@@ -64,6 +69,15 @@ Tensor norm_act_backward(const Tensor& dz, double scale, const OptionalTensor& s
                          const Coefficients& extra_coefficients,
                          const OptionalTensor& extra_coefficient_tensor,
                          const OptionalDtype& du_dtype);
+void norm_act_backward_out(const Tensor& dz, double scale, const OptionalTensor& scale_tensor,
+                           const OptionalTensor& u, const OptionalTensor& mask,
+                           const OptionalTensor& mean, const Tensor& rstd,
+                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                           int64_t activation, const OptionalTensor& sum_dy,
+                           const OptionalTensor& sum_dy_xhat, double count,
+                           const OptionalTensor& count_tensor, const std::vector<Tensor>& extras,
+                           const Coefficients& extra_coefficients,
+                           const OptionalTensor& extra_coefficient_tensor, const Tensor& du);
 
 Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
                                    const OptionalTensor& scale_tensor, const Tensor& u,
@@ -72,6 +86,11 @@ Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
                                    int64_t activation, const std::vector<Tensor>& extras,
                                    const Coefficients& extra_coefficients,
                                    const OptionalTensor& extra_coefficient_tensor, bool write_z);
+Tensors<3> batch_norm_act_backward_out(
+    const Tensor& dz, double scale, const OptionalTensor& scale_tensor, const Tensor& u,
+    const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma, const OptionalTensor& beta,
+    int64_t activation, const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
+    const OptionalTensor& extra_coefficient_tensor, bool write_z, const Tensor& du);
 
 Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
                                    const OptionalTensor& scale_tensor, const Tensor& u,

@@ -72,10 +72,17 @@ def empty(like: Tensor, rows: bool, dtype: torch.dtype) -> Tensor:
     )
 
 
+def is_dense(tensor: Tensor, rows: bool) -> bool:
+    """Whether ``tensor`` is dense in the given layout."""
+    return _has_channels_innermost(tensor) if rows else tensor.is_contiguous()
+
+
 def dense(tensor: Tensor, rows: bool) -> Tensor:
     """``tensor`` itself where it is dense in the given layout, else a dense copy."""
     if not rows:
         return tensor.contiguous()
+    if tensor.dim() == 4:  # the same, without views
+        return tensor.contiguous(memory_format=torch.channels_last)
     if _has_channels_innermost(tensor):
         return tensor
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)

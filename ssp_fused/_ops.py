@@ -13,7 +13,7 @@ name, in ``reference``. Conventions shared by all of them:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -65,6 +65,20 @@ SCHEMAS = {
     "stage_dots": "(Tensor g, Tensor[] terms) -> Tensor",
     "linf_step": f"({_STEP}) -> Tensor",
     "l2_step": f"({_STEP}) -> Tensor",
+}
+
+# The same with results that are the caller's tensors: dense, of the shape, dtype and layout of a new one, and of the
+# others' memory at most one operand's as a whole. For CPU tensors only, which are best written where they were just
+# read: the caches are smaller than a few of them. Results that may be left out are written where they are given.
+OUT_SCHEMAS = {
+    "stage_norm_act.out": f"({_STAGE}, Tensor mean, Tensor rstd, {_AFFINE}, int activation, *,"
+    " Tensor(a!)? u, Tensor(b!) z, Tensor(c!)? mask) -> ()",
+    "norm_act_backward.out": f"({_DZ}, Tensor? u, Tensor? mask, Tensor? mean, Tensor rstd, {_AFFINE},"
+    " int activation, Tensor? sum_dy, Tensor? sum_dy_xhat, float count, Tensor? count_tensor,"
+    f" {_EXTRAS}, *, Tensor(a!) du) -> ()",
+    # sum dy, sum dy * xhat, z
+    "batch_norm_act_backward.out": f"({_DZ}, Tensor u, Tensor mean, Tensor rstd, {_AFFINE},"
+    f" int activation, {_EXTRAS}, bool write_z, *, Tensor(a!) du) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -270,13 +284,29 @@ _FAKES: dict[str, Callable] = {
 }
 
 
-def declare(namespace: str) -> torch.library.Library:
-    """Declare every op in ``namespace``; the returned library must be kept alive."""
+def declare(
+    namespace: str, schemas: Mapping[str, str] = SCHEMAS, fakes: Mapping[str, Callable] = _FAKES
+) -> torch.library.Library:
+    """Declare ops in ``namespace``; the returned library must be kept alive."""
     library = torch.library.Library(namespace, "DEF")
-    for name, schema in SCHEMAS.items():
+    for name, schema in schemas.items():
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+        torch.library.register_fake(f"{namespace}::{name}", fakes[name], lib=library)
     return library
 
 
-_LIBRARY = declare("ssp_fused")
+def _nothing(*_, **__):
+    return None
+
+
+def _batch_norm_act_backward_out(*arguments, du):
+    return _batch_norm_act_backward(*arguments)[1:]
+
+
+_OUT_FAKES: dict[str, Callable] = {
+    "stage_norm_act.out": _nothing,
+    "norm_act_backward.out": _nothing,
+    "batch_norm_act_backward.out": _batch_norm_act_backward_out,
+}
+
+_LIBRARY = declare("ssp_fused", SCHEMAS | OUT_SCHEMAS, _FAKES | _OUT_FAKES)

@@ -39,20 +39,21 @@ class Witness(TorchDispatchMode):
         self.names, self.masks = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         name = func.name()
         self.names.append(name)
-        namespace, _, op = name.partition("::")
+        namespace, _, op = name.removesuffix(".out").partition("::")
         if not namespace.startswith("ssp_fused"):
             return out
         if op in ("stage_batch_norm_act", "stage_norm_act"):
-            activation = args[7] if name.endswith("batch_norm_act") else args[8]
+            activation = args[7] if op == "stage_batch_norm_act" else args[8]
         elif op == "stage_group_norm_act":
             activation = args[8]
         else:
             return out
         if activation:
-            self.masks.append(out[1] > 0)
+            self.masks.append((kwargs["z"] if "z" in kwargs else out[1]) > 0)
         return out
 
     def assert_only_fused_ops_did_the_work(self):

@@ -52,7 +52,7 @@ class Observed(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.name().startswith("ssp_fused::"):
-            for t in [*tree_leaves(args), *tree_leaves(out)]:
+            for t in tree_leaves((args, kwargs, out)):
                 if isinstance(t, torch.Tensor) and (
                     t.numel() == self.elements or t.dtype == torch.uint8
                 ):

@@ -1,4 +1,6 @@
 // reference.norm_act_backward_reduce, norm_act_backward, batch_norm_act_backward.
+// A run of du is written after all that it is computed from is read: it may lie where an operand
+// does.
 
 #include "backward_chunk.h"
 #include "math/activation.h"
@@ -111,6 +113,101 @@ StageArguments stored_stage(const char* op, const Tensor& u) {
   return StageArguments(op, {u}, {1.0}, std::nullopt, std::nullopt);
 }
 
+// du, into a tensor of the caller's or else a new one.
+Tensor input_gradient(const char* op, const Tensor& dz, double scale,
+                      const OptionalTensor& scale_tensor, const OptionalTensor& u,
+                      const OptionalTensor& mask, const OptionalTensor& mean, const Tensor& rstd,
+                      const OptionalTensor& gamma, const OptionalTensor& beta, int64_t activation,
+                      const OptionalTensor& sum_dy, const OptionalTensor& sum_dy_xhat, double count,
+                      const OptionalTensor& count_tensor, const std::vector<Tensor>& extras,
+                      const Coefficients& extra_coefficients,
+                      const OptionalTensor& extra_coefficient_tensor, const OptionalDtype& du_dtype,
+                      const OptionalTensor& out) {
+  check_activation(op, "dz", dz);
+  check_activation_code(op, activation);
+  check_norm_backward(op, u, mask, mean, activation, sum_dy, sum_dy_xhat);
+  if (u.has_value()) check_dz(op, dz, *u);
+
+  const ScalarType dtype =
+      result_dtype(op, "du_dtype", du_dtype, u.has_value() ? u->scalar_type() : dz.scalar_type());
+  bool rows = is_rows(u.value_or(dz));
+  if (mask.has_value()) {
+    rows = mask->dim() == 2;
+    check_mask(op, *mask, extent_of(dz, rows));
+  }
+  if (out.has_value()) check_result(op, "du", *out, dz, rows, dtype);
+  const Tensor du = out.has_value() ? *out : empty(dz, shape_vector(dz), rows, dtype);
+  const Tensor dense_dz = dense(dz, rows);
+  with_arithmetic(dtype, [&](auto zero) {
+    using A = decltype(zero);
+    const Partition partition(extent_of(dz, rows));
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
+    ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
+    const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, dz, rows,
+                               dtype);
+    if (!u.has_value()) {
+      const Tensor bits = mask.has_value() ? torch::stable::contiguous(*mask) : Tensor();
+      const uint8_t* data =
+          mask.has_value() ? static_cast<const uint8_t*>(bits.const_data_ptr()) : nullptr;
+      masked_chunks(input, data, partition, parameters, all_extras, du);
+      return;
+    }
+    if (sum_dy.has_value()) {
+      const int64_t c = partition.extent().c;
+      check_shape(op, "sum_dy", *sum_dy, {c});
+      check_shape(op, "sum_dy_xhat", *sum_dy_xhat, {c});
+      set_means(partition, values_of(op, "sum_dy", *sum_dy),
+                values_of(op, "sum_dy_xhat", *sum_dy_xhat),
+                channel_vector<A>(op, "gamma", gamma, c, 1),
+                number_or(op, "count_tensor", count, count_tensor), parameters);
+    }
+    backward_chunks(input, Stage<A>(stored_stage(op, *u)), partition, parameters, all_extras, du);
+  });
+  return du;
+}
+
+// du as above, sum dy, sum dy xhat, z.
+Tensors<4> batch_gradient(const char* op, const Tensor& dz, double scale,
+                          const OptionalTensor& scale_tensor, const Tensor& u, const Tensor& mean,
+                          const Tensor& rstd, const OptionalTensor& gamma,
+                          const OptionalTensor& beta, int64_t activation,
+                          const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
+                          const OptionalTensor& extra_coefficient_tensor, bool write_z,
+                          const OptionalTensor& out) {
+  check_dz(op, dz, u);
+  check_activation_code(op, activation);
+  const StageArguments arguments = stored_stage(op, u);
+  const bool rows = arguments.extent.rows;
+  const Tensor dense_dz = dense(dz, rows);
+  const ScalarType z_dtype = dz.scalar_type();
+  const Tensor z = write_z ? arguments.empty_like(z_dtype) : unwanted(z_dtype);
+  if (out.has_value()) check_result(op, "du", *out, u, rows, u.scalar_type());
+  const Tensor du = out.has_value() ? *out : arguments.empty_like(u.scalar_type());
+  return with_arithmetic(u.scalar_type(), [&](auto zero) {
+    using A = decltype(zero);
+    const Partition partition(arguments.extent);
+    const int64_t c = arguments.extent.c;
+    const BackwardInput<A> input{dense_dz,
+                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
+                                 static_cast<int>(activation)};
+    ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
+    const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, u, rows,
+                               u.scalar_type());
+    const Stage<A> stage(arguments);
+    const std::vector<BackwardSums> sums = channel_sums(
+        input, stage, partition, parameters, write_z ? std::optional<Operand<A>>(z) : std::nullopt);
+    const std::vector<double> sum_dy = values_of_sums(sums, &BackwardSums::dy);
+    const std::vector<double> sum_dy_xhat = values_of_sums(sums, &BackwardSums::dy_xhat);
+    set_means(partition, sum_dy, sum_dy_xhat, channel_vector<A>(op, "gamma", gamma, c, 1),
+              static_cast<double>(std::max<int64_t>(arguments.extent.per_channel(), 1)),
+              parameters);
+    backward_chunks(input, stage, partition, parameters, all_extras, du);
+    return Tensors<4>(du, tensor_of<A>(sum_dy, {c}), tensor_of<A>(sum_dy_xhat, {c}), z);
+  });
+}
+
 }  // namespace
 
 Tensors<3> norm_act_backward_reduce(const Tensor& dz, double scale,
@@ -152,49 +249,23 @@ Tensor norm_act_backward(const Tensor& dz, double scale, const OptionalTensor& s
                          const Coefficients& extra_coefficients,
                          const OptionalTensor& extra_coefficient_tensor,
                          const OptionalDtype& du_dtype) {
-  const char* op = "norm_act_backward";
-  check_activation(op, "dz", dz);
-  check_activation_code(op, activation);
-  check_norm_backward(op, u, mask, mean, activation, sum_dy, sum_dy_xhat);
-  if (u.has_value()) check_dz(op, dz, *u);
+  return input_gradient("norm_act_backward", dz, scale, scale_tensor, u, mask, mean, rstd, gamma,
+                        beta, activation, sum_dy, sum_dy_xhat, count, count_tensor, extras,
+                        extra_coefficients, extra_coefficient_tensor, du_dtype, std::nullopt);
+}
 
-  const ScalarType dtype =
-      result_dtype(op, "du_dtype", du_dtype, u.has_value() ? u->scalar_type() : dz.scalar_type());
-  bool rows = is_rows(u.value_or(dz));
-  if (mask.has_value()) {
-    rows = mask->dim() == 2;
-    check_mask(op, *mask, extent_of(dz, rows));
-  }
-  const Tensor du = empty(dz, shape_vector(dz), rows, dtype);
-  const Tensor dense_dz = dense(dz, rows);
-  with_arithmetic(dtype, [&](auto zero) {
-    using A = decltype(zero);
-    const Partition partition(extent_of(dz, rows));
-    const BackwardInput<A> input{dense_dz,
-                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-                                 static_cast<int>(activation)};
-    ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
-    const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, dz, rows,
-                               dtype);
-    if (!u.has_value()) {
-      const Tensor bits = mask.has_value() ? torch::stable::contiguous(*mask) : Tensor();
-      const uint8_t* data =
-          mask.has_value() ? static_cast<const uint8_t*>(bits.const_data_ptr()) : nullptr;
-      masked_chunks(input, data, partition, parameters, all_extras, du);
-      return;
-    }
-    if (sum_dy.has_value()) {
-      const int64_t c = partition.extent().c;
-      check_shape(op, "sum_dy", *sum_dy, {c});
-      check_shape(op, "sum_dy_xhat", *sum_dy_xhat, {c});
-      set_means(partition, values_of(op, "sum_dy", *sum_dy),
-                values_of(op, "sum_dy_xhat", *sum_dy_xhat),
-                channel_vector<A>(op, "gamma", gamma, c, 1),
-                number_or(op, "count_tensor", count, count_tensor), parameters);
-    }
-    backward_chunks(input, Stage<A>(stored_stage(op, *u)), partition, parameters, all_extras, du);
-  });
-  return du;
+void norm_act_backward_out(const Tensor& dz, double scale, const OptionalTensor& scale_tensor,
+                           const OptionalTensor& u, const OptionalTensor& mask,
+                           const OptionalTensor& mean, const Tensor& rstd,
+                           const OptionalTensor& gamma, const OptionalTensor& beta,
+                           int64_t activation, const OptionalTensor& sum_dy,
+                           const OptionalTensor& sum_dy_xhat, double count,
+                           const OptionalTensor& count_tensor, const std::vector<Tensor>& extras,
+                           const Coefficients& extra_coefficients,
+                           const OptionalTensor& extra_coefficient_tensor, const Tensor& du) {
+  input_gradient("norm_act_backward.out", dz, scale, scale_tensor, u, mask, mean, rstd, gamma, beta,
+                 activation, sum_dy, sum_dy_xhat, count, count_tensor, extras, extra_coefficients,
+                 extra_coefficient_tensor, du.scalar_type(), du);
 }
 
 Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
@@ -204,35 +275,20 @@ Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
                                    int64_t activation, const std::vector<Tensor>& extras,
                                    const Coefficients& extra_coefficients,
                                    const OptionalTensor& extra_coefficient_tensor, bool write_z) {
-  const char* op = "batch_norm_act_backward";
-  check_dz(op, dz, u);
-  check_activation_code(op, activation);
-  const StageArguments arguments = stored_stage(op, u);
-  const Tensor dense_dz = dense(dz, arguments.extent.rows);
-  const ScalarType z_dtype = dz.scalar_type();
-  const Tensor z = write_z ? arguments.empty_like(z_dtype) : unwanted(z_dtype);
-  const Tensor du = arguments.empty_like(u.scalar_type());
-  return with_arithmetic(u.scalar_type(), [&](auto zero) {
-    using A = decltype(zero);
-    const Partition partition(arguments.extent);
-    const int64_t c = arguments.extent.c;
-    const BackwardInput<A> input{dense_dz,
-                                 static_cast<A>(number_or(op, "scale_tensor", scale, scale_tensor)),
-                                 static_cast<int>(activation)};
-    ChannelParameters<A> parameters = parameters_of<A>(op, partition, mean, rstd, gamma, beta);
-    const Extras<A> all_extras(op, extras, extra_coefficients, extra_coefficient_tensor, u,
-                               arguments.extent.rows, u.scalar_type());
-    const Stage<A> stage(arguments);
-    const std::vector<BackwardSums> sums = channel_sums(
-        input, stage, partition, parameters, write_z ? std::optional<Operand<A>>(z) : std::nullopt);
-    const std::vector<double> sum_dy = values_of_sums(sums, &BackwardSums::dy);
-    const std::vector<double> sum_dy_xhat = values_of_sums(sums, &BackwardSums::dy_xhat);
-    set_means(partition, sum_dy, sum_dy_xhat, channel_vector<A>(op, "gamma", gamma, c, 1),
-              static_cast<double>(std::max<int64_t>(arguments.extent.per_channel(), 1)),
-              parameters);
-    backward_chunks(input, stage, partition, parameters, all_extras, du);
-    return Tensors<4>(du, tensor_of<A>(sum_dy, {c}), tensor_of<A>(sum_dy_xhat, {c}), z);
-  });
+  return batch_gradient("batch_norm_act_backward", dz, scale, scale_tensor, u, mean, rstd, gamma,
+                        beta, activation, extras, extra_coefficients, extra_coefficient_tensor,
+                        write_z, std::nullopt);
+}
+
+Tensors<3> batch_norm_act_backward_out(
+    const Tensor& dz, double scale, const OptionalTensor& scale_tensor, const Tensor& u,
+    const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma, const OptionalTensor& beta,
+    int64_t activation, const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
+    const OptionalTensor& extra_coefficient_tensor, bool write_z, const Tensor& du) {
+  auto [written, sum_dy, sum_dy_xhat, z] = batch_gradient(
+      "batch_norm_act_backward.out", dz, scale, scale_tensor, u, mean, rstd, gamma, beta,
+      activation, extras, extra_coefficients, extra_coefficient_tensor, write_z, du);
+  return {sum_dy, sum_dy_xhat, z};
 }
 
 }  // namespace ssp

@@ -1,4 +1,5 @@
 // reference.stage_combine, stage_moments, stage_norm_act, stage_batch_norm_act.
+// A run's operands are read before its results are written: these may lie where those do.
 
 #include <cmath>
 #include <tuple>
@@ -82,6 +83,25 @@ void normalize_chunks(const Stage<A>& stage, const Partition& partition,
   });
 }
 
+// z; u and the mask where they are given.
+void normalize_stage(const StageArguments& arguments, const Tensor& mean, const Tensor& rstd,
+                     const OptionalTensor& gamma, const OptionalTensor& beta, int64_t activation,
+                     const OptionalTensor& u, const Tensor& z, const OptionalTensor& mask) {
+  with_arithmetic(arguments.dtype, [&](auto zero) {
+    using A = decltype(zero);
+    Stage<A> stage(arguments);
+    if (u.has_value()) stage.write_to(*u);
+    const Partition partition(arguments.extent);
+    const int64_t c = arguments.extent.c;
+    const char* op = arguments.op;
+    const ChannelParameters<A> parameters(partition, channel_vector<A>(op, "mean", mean, c, 0),
+                                          channel_vector<A>(op, "rstd", rstd, c, 1),
+                                          channel_vector<A>(op, "gamma", gamma, c, 1),
+                                          channel_vector<A>(op, "beta", beta, c, 0));
+    normalize_chunks(stage, partition, parameters, static_cast<int>(activation), z, mask);
+  });
+}
+
 }  // namespace
 
 Tensor stage_combine(const std::vector<Tensor>& terms, const std::vector<double>& coefficients,
@@ -126,20 +146,29 @@ std::tuple<Tensor, Tensor, Tensor> stage_norm_act(
   const Tensor u = write_u ? arguments.empty_like(arguments.dtype) : unwanted(arguments.dtype);
   const Tensor z = arguments.empty_like(result_dtype(op, "z_dtype", z_dtype, arguments.dtype));
   const Tensor mask = write_mask ? empty_mask(arguments.extent) : unwanted(ScalarType::Byte);
-  with_arithmetic(arguments.dtype, [&](auto zero) {
-    using A = decltype(zero);
-    Stage<A> stage(arguments);
-    if (write_u) stage.write_to(u);
-    const Partition partition(arguments.extent);
-    const int64_t c = arguments.extent.c;
-    const ChannelParameters<A> parameters(partition, channel_vector<A>(op, "mean", mean, c, 0),
-                                          channel_vector<A>(op, "rstd", rstd, c, 1),
-                                          channel_vector<A>(op, "gamma", gamma, c, 1),
-                                          channel_vector<A>(op, "beta", beta, c, 0));
-    normalize_chunks(stage, partition, parameters, static_cast<int>(activation), z,
-                     write_mask ? OptionalTensor(mask) : std::nullopt);
-  });
+  normalize_stage(arguments, mean, rstd, gamma, beta, activation,
+                  write_u ? OptionalTensor(u) : std::nullopt, z,
+                  write_mask ? OptionalTensor(mask) : std::nullopt);
   return {u, z, mask};
+}
+
+void stage_norm_act_out(const std::vector<Tensor>& terms, const std::vector<double>& coefficients,
+                        const OptionalTensor& coefficient_tensor,
+                        const OptionalTensor& channel_bias, const Tensor& mean, const Tensor& rstd,
+                        const OptionalTensor& gamma, const OptionalTensor& beta, int64_t activation,
+                        const OptionalTensor& u, const Tensor& z, const OptionalTensor& mask) {
+  const char* op = "stage_norm_act.out";
+  const StageArguments arguments(op, terms, coefficients, coefficient_tensor, channel_bias);
+  check_activation_code(op, activation);
+  const bool rows = arguments.extent.rows;
+  check_result(op, "z", z, terms[0], rows, result_dtype(op, "z", z.scalar_type(), arguments.dtype));
+  if (u.has_value()) {
+    check_result(op, "u", *u, terms[0], rows, arguments.dtype);
+    STD_TORCH_CHECK(u->data_ptr() != z.data_ptr() || z.numel() == 0, op,
+                    ": u and z must be two tensors, but are one");
+  }
+  if (mask.has_value()) check_mask(op, *mask, arguments.extent);
+  normalize_stage(arguments, mean, rstd, gamma, beta, activation, u, z, mask);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> stage_batch_norm_act(

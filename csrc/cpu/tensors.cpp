@@ -22,6 +22,16 @@ Tensor empty_mask(const Extent& extent) {
   return empty_shape(mask_shape(extent), ScalarType::Byte);
 }
 
+void check_result(const char* op, const char* name, const Tensor& result, const Tensor& like,
+                  bool rows, ScalarType dtype) {
+  check_like(op, name, result, like);
+  STD_TORCH_CHECK(result.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", but is ",
+                  result.scalar_type());
+  STD_TORCH_CHECK(is_dense(result, rows), op, ": ", name, " must be dense in ",
+                  rows ? "rows (channels last)" : "planes (contiguous)",
+                  " as the operands, but is not");
+}
+
 Dtype dtype_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Double:

@@ -14,6 +14,10 @@ Tensor empty_shape(const std::vector<int64_t>& shape, ScalarType dtype);
 Tensor unwanted(ScalarType dtype);
 Tensor empty_mask(const Extent& extent);
 
+// Raises unless `result`, of the caller's, is as the op would have made it.
+void check_result(const char* op, const char* name, const Tensor& result, const Tensor& like,
+                  bool rows, ScalarType dtype);
+
 Dtype dtype_of(ScalarType dtype);
 
 template <class A>

@@ -18,7 +18,8 @@
 #include "math/combine.h"
 #include "math/normalize.h"
 
-// The iterations of the loop that follows touch no memory in common: results never alias operands.
+// The iterations of the loop that follows touch no memory in common: a result lies apart from the
+// operands, or exactly where one does.
 // (Left to itself, the compiler gives up where more than a few pairs would have to be compared.)
 #if defined(__clang__)
 #define SSP_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")

@@ -18,9 +18,11 @@ class Backend(ABC):
     Attributes:
         name: What ``use_backend`` calls it.
         ops: Has each op as an attribute, with the signature of ``_ops.SCHEMAS``.
+        writes_over: Whether it also has those of ``_ops.OUT_SCHEMAS``.
     """
 
     name: str
+    writes_over = False
 
     @property
     @abstractmethod
@@ -39,8 +41,9 @@ class Backend(ABC):
 class CompiledBackend(Backend):
     """Ops of a compiled library, registered with the dispatcher for one device type."""
 
-    def __init__(self, name: str, library: str, device: str) -> None:
+    def __init__(self, name: str, library: str, device: str, *, writes_over: bool = False) -> None:
         self.name = name
+        self.writes_over = writes_over
         self._library = library
         self._device = device
 

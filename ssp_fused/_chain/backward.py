@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .. import _distributed, reference
-from .._layout import dense, dense_strides, laid_out_as
+from .._layout import dense, dense_strides, is_dense, laid_out_as
 from .._ops import MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
-from .records import Slope, Stage, Use, cast, get
+from .records import Slope, Stage, Use, Weights, cast, get
 
 
 def _uses(block: Block, i: int, of_slope: bool) -> list[tuple[int, int]]:
@@ -41,7 +41,11 @@ class Backward:
         needs: Sequence[bool],
     ) -> None:
         self.plan, self.t, self.saved = plan, tensors, saved
+        self.weights = Weights(tensors)
         self.ops = reference if torch.is_grad_enabled() else plan.backend.ops
+        # A compiler plans memory itself.
+        compiling = torch.compiler.is_compiling()
+        self.writes_over = self.ops is not reference and plan.backend.writes_over and not compiling
         self.needs_x, self.needs = needs[0], needs[1:]
         self.gradients: list[Tensor | None] = [None] * len(tensors)
         self.learns = any(self.needs)
@@ -224,16 +228,16 @@ class Backward:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The rest of ``evaluation`` where act(norm1(x)) goes into conv1 and into a shortcut."""
         conv, norm = block.shortcut
-        dq, own, _ = self.norm(norm, aside, g, 1.0, Stage([], []), below, False)
+        dq, own, _ = self.norm(norm, aside, g, 1.0, Stage([], []), below, False, keep_dz=True)
         self.add(conv.bias, own)
         if not below:
             return None, None
-        dz = self.ops.stage_combine(
-            [self.input_gradient(block.conv1, dc, use), self.input_gradient(conv, dq, use)],
-            [1.0, 1.0],
-            None,
-            None,
-        )
+        branch = self.input_gradient(block.conv1, dc, use)
+        shortcut = self.input_gradient(conv, dq, use)
+        if self.writes_over:
+            dz = branch.add_(shortcut)
+        else:
+            dz = self.ops.stage_combine([branch, shortcut], [1.0, 1.0], None, None)
         learns = self.wants(block.conv1.weight, conv.weight)
         du, own, z = self.norm(block.norm1, use, dz, 1.0, Stage([], []), wanted, learns)
         self.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
@@ -275,7 +279,7 @@ class Backward:
     def transpose(
         self, conv: Conv, g: Tensor, z: Tensor, mask: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, ...]:
-        weight = cast(self.t[conv.weight], g.dtype)
+        weight = self.weights.of(conv, g)
         geometry = (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups)
         return torch.ops.aten.convolution_backward(g, z, weight, None, *geometry, mask)
 
@@ -288,10 +292,13 @@ class Backward:
         extras: Stage,
         wanted: bool,
         learns: bool,
+        *,
+        keep_dz: bool = False,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """du with the extras added (where wanted), its own sum over all but the channels, and z (for ``learns``).
 
-        The own sum is None under batch statistics, where it is zero, and where no bias asks for it.
+        The own sum is None under batch statistics, where it is zero, and where no bias asks for it. Where dz has no
+        other reader, du may be written over it.
         """
         scale = (1.0, factor) if isinstance(factor, Tensor) else (factor, None)
         write_z = learns and use.z is None
@@ -299,16 +306,19 @@ class Backward:
         affine = (get(self.t, norm.weight), get(self.t, norm.bias))
         u = get(self.saved, use.operand)
         kept = get(self.saved, use.z)
+        out = None
+        if self.writes_over and not keep_dz and dz.dtype == use.dtype and is_dense(dz, use.rows):
+            out = dz
         if norm.kind == BATCH:
             moments = (self.saved[use.mean], self.saved[use.rstd])
             operands = (u, *moments, *affine, norm.activation)
-            du, z = self.batch(norm, use, (dz, *scale), operands, added, wanted, write_z)
+            du, z = self.batch(norm, use, (dz, *scale), operands, added, wanted, write_z, out)
             own = None
         elif norm.kind == FIXED:
             mean = get(self.saved, use.mean)
             mean = self.t[norm.mean] if mean is None else mean
             operands = (mean, self.t[norm.rstd], *affine, norm.activation)
-            du, own, z = self.fixed(norm, use, (dz, *scale), operands, added, wanted, write_z)
+            du, own, z = self.fixed(norm, use, (dz, *scale), operands, added, wanted, write_z, out)
         else:
             du, d_gamma, d_beta, own, z = self.ops.group_norm_act_backward(
                 dz,
@@ -335,6 +345,7 @@ class Backward:
         added: tuple,
         wanted: bool,
         write_z: bool,
+        out: Tensor | None,
     ) -> tuple[Tensor | None, Tensor]:
         """du and z under batch statistics."""
         if wanted:
@@ -346,6 +357,7 @@ class Backward:
                 write_z,
                 norm.process_group,
                 get(self.saved, use.count),
+                out,
             )
         else:
             du = None
@@ -363,6 +375,7 @@ class Backward:
         added: tuple,
         wanted: bool,
         write_z: bool,
+        out: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """du, its own sum and z under given statistics."""
         u, mask = get(self.saved, use.operand), get(self.saved, use.mask)
@@ -376,17 +389,11 @@ class Backward:
                 own = own * self.t[norm.weight].to(own.dtype)
         if wanted:
             mean, *rest = operands
-            du = self.ops.norm_act_backward(
-                *dz,
-                u,
-                mask,
-                None if u is None else mean,
-                *rest,
-                None,
-                None,
-                1.0,
-                None,
-                *added,
-                use.dtype,
-            )
+            mean = None if u is None else mean
+            arguments = (*dz, u, mask, mean, *rest, None, None, 1.0, None, *added)
+            if out is None:
+                du = self.ops.norm_act_backward(*arguments, use.dtype)
+            else:
+                self.ops.norm_act_backward.out(*arguments, du=out)
+                du = out
         return du, own, z

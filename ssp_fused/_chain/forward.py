@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _distributed
-from .._layout import common_rows, stage_dtype
+from .._layout import common_rows, empty, is_dense, mask_shape, stage_dtype
 from .._ops import MAX_TERMS, PIECEWISE_LINEAR
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
-from .records import Slope, Stage, Use, cast, get
+from .records import Slope, Stage, Use, Weights, get
 
 
 class Forward:
@@ -23,13 +23,14 @@ class Forward:
         saved: what is kept; -1 stands for x inside the chain, which follows behind.
         slopes, shortcuts: places in ``saved``, for each evaluation of F and for each block.
         moments: mean, biased variance and count of each use of a batch norm.
+        spare: tensors that nobody reads after the next op, which writes over them, the last ones first.
     """
 
     def __init__(
         self, plan: Plan, x: Tensor, tensors: Sequence[Tensor], needs: Sequence[bool]
     ) -> None:
         self.plan, self.ops, self.t, self.x = plan, plan.backend.ops, tensors, plan.inside(x)
-        self.needs = needs[1:]
+        self.weights, self.needs = Weights(tensors), needs[1:]
         recording = plan.recording and any(needs)
         fixed = all(
             norm.kind == FIXED and norm.activation in PIECEWISE_LINEAR
@@ -42,6 +43,24 @@ class Forward:
         self.slopes: list[Slope] = []
         self.shortcuts: list[Use | None] = []
         self.moments: list[Tensor | None] = []
+        # A compiler plans memory itself.
+        compiling = torch.compiler.is_compiling()
+        self.writes_over = not self.whole and plan.backend.writes_over and not compiling
+        self.spare: list[Tensor] = []
+
+    def discard(self, *tensors: Tensor | None) -> None:
+        """The last use of these is the next op's. More than two would be memory that convolutions could have."""
+        if self.writes_over:
+            mine = [t for t in tensors if t is not None and t is not self.x]
+            self.spare = [*self.spare, *mine][-2:]
+
+    def room(self, like: Tensor, rows: bool, dtype: torch.dtype) -> Tensor:
+        """Where to write a tensor of ``like``'s shape: over a spare one, or a new one."""
+        for position in reversed(range(len(self.spare))):
+            spare = self.spare[position]
+            if spare.shape == like.shape and spare.dtype == dtype and is_dense(spare, rows):
+                return self.spare.pop(position)
+        return empty(like, rows, dtype)
 
     def keep(self, tensor: Tensor | None, wanted: bool = True) -> int | None:
         if tensor is None or not wanted:
@@ -73,25 +92,30 @@ class Forward:
             if block.shortcut is not None:
                 sideways, aside = self.inside(*block.shortcut, z)
             fs.append(self.convolve(block.conv2, inner))
+            self.discard(z, inner)
             del z, inner
             self.slopes.append(Slope(use1, use2, self.keep(fs[-1], learned)))
             stage = self.row(block, i, us, fs, sideways)
             for k in range(i + 1):  # what no later row has is not kept alive
                 if last.get((False, k), -1) <= i:
+                    self.discard(us[k])
                     us[k] = None
                 if last.get((True, k), -1) <= i:
+                    self.discard(fs[k])
                     fs[k] = None
         self.shortcuts.append(aside)
         return stage
 
     def convolve(self, conv: Conv, z: Tensor) -> Tensor:
         """The convolution without its bias."""
-        weight = cast(self.t[conv.weight], z.dtype)
-        return torch.conv2d(z, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return torch.conv2d(z, self.weights.of(conv, z), None, *geometry)
 
     def inside(self, conv: Conv, norm: Norm, z: Tensor) -> tuple[Tensor, Use]:
         """act(norm(conv(z)))."""
-        stage = Stage([self.convolve(conv, z)], [1.0], None, get(self.t, conv.bias))
+        inner = self.convolve(conv, z)
+        self.discard(inner)
+        stage = Stage([inner], [1.0], None, get(self.t, conv.bias))
         _, z, use = self.norm(norm, stage, conv.bias, False)
         return z, use
 
@@ -130,7 +154,10 @@ class Forward:
         """
         plan = self.plan
         lone = len(stage.terms) == 1
+        if lone and used:  # it is u from now on
+            self.spare = [t for t in self.spare if t is not stage.terms[0]]
         terms, numbers, coefficients, bias = stage.at_most(self.ops, MAX_TERMS)
+        dtype, rows = stage_dtype(terms), common_rows(terms)
         write_u = not lone and (used or self.whole or norm.kind == BATCH)
         affine = (get(self.t, norm.weight), get(self.t, norm.bias))
         operands = (terms, numbers, coefficients, None if lone else bias)
@@ -154,9 +181,17 @@ class Forward:
             if shift is not None:
                 mean = mean - shift.to(mean.dtype)
             bits = self.masks and norm.activation != 0
-            u, z, mask = self.ops.stage_norm_act(
-                *operands, mean, rstd, *affine, norm.activation, plan.z_dtype, write_u, bits
-            )
+            normalization = (mean, rstd, *affine, norm.activation)
+            if self.writes_over:
+                u = self.room(terms[0], rows, dtype) if write_u else None
+                z = self.room(terms[0], rows, plan.z_dtype)
+                if bits:
+                    mask = z.new_empty(mask_shape(z.shape, rows), dtype=torch.uint8)
+                self.ops.stage_norm_act.out(*operands, *normalization, u=u, z=z, mask=mask)
+            else:
+                u, z, mask = self.ops.stage_norm_act(
+                    *operands, *normalization, plan.z_dtype, write_u, bits
+                )
             mask = mask if bits else None
         else:
             operands = (terms, numbers, coefficients, bias)
@@ -167,8 +202,8 @@ class Forward:
         own = self.whole and norm.kind != FIXED
         use = Use(
             shape=terms[0].shape,
-            dtype=stage_dtype(terms),
-            rows=common_rows(terms),
+            dtype=dtype,
+            rows=rows,
             operand=self.keep(terms[0] if lone else u, self.whole),
             mask=self.keep(mask),
             mean=self.keep(mean, own or (self.whole and shift is not None)),

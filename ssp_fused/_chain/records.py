@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._layout import dense, is_rows
+from .plan import Conv
+
 
 class Stage(NamedTuple):
     """sum_k c_k t_k + bias, not computed yet; ``coefficients``, where given, stands for the numbers."""
@@ -19,6 +22,8 @@ class Stage(NamedTuple):
 
     def at_most(self, ops: Any, limit: int) -> Stage:
         """The same, its leading terms summed up where there are more than an op takes."""
+        if len(self.terms) <= limit:
+            return self
         terms, numbers, coefficients, bias = self
         while len(terms) > limit:
             partial = ops.stage_combine(terms[:limit], numbers[:limit], None, None)
@@ -56,6 +61,27 @@ class Slope(NamedTuple):
     norm1: Use
     norm2: Use
     value: int | None
+
+
+class Weights:
+    """The convolutions' weights as one walk takes them: in the dtype of the activations, and in rows where these are.
+
+    torch would bring them there at every call.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        self._found: dict[int, Tensor] = {}
+
+    def of(self, conv: Conv, activation: Tensor) -> Tensor:
+        """That of ``conv``; all activations of a walk have the dtype and the layout of the first."""
+        weight = self._found.get(conv.weight)
+        if weight is None:
+            weight = cast(self._tensors[conv.weight], activation.dtype)
+            if is_rows(activation) and not torch.compiler.is_compiling():
+                weight = dense(weight, True)
+            self._found[conv.weight] = weight
+        return weight
 
 
 def get(tensors: Sequence[Tensor], place: int | None) -> Tensor | None:
