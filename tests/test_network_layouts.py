@@ -101,13 +101,15 @@ def test_all_that_follows_the_images_runs_in_rows(name):
 
 @every_network
 def test_a_step_of_an_attack_copies_no_activation(name):
-    net, x = network(name, "frozen"), images(name, batch=4).requires_grad_()
-    widest = 4 * 8 * 26 * 26 if name == "mnist" else 4 * 8 * 16 * 16
+    net, x = network(name, "frozen"), images(name, batch=8).requires_grad_()
+    widest = 8 * 8 * 26 * 26 if name == "mnist" else 8 * 8 * 16 * 16
     with Schedule(smallest=widest) as forward:
         y = net(x)
     with Schedule(smallest=widest) as backward:
         torch.autograd.grad(y, x, cotangent(y))
-    assert forward.others == backward.others == []
+    # The gradients of a subsampling block's branch and shortcut are added in place.
+    assert forward.others == []
+    assert set(backward.others) <= {"aten::add_"}
     assert forward.count["stage_norm_act"] > 0 < backward.count["norm_act_backward"]
 
 
@@ -196,3 +198,35 @@ def test_hooks_of_a_norm_and_of_a_relu_are_called(hooked):
     module.register_forward_hook(lambda *args: seen.append(args[2]))
     torch.testing.assert_close(norm_relu(norm, relu, x), expected)
     assert len(seen) == 1
+
+
+def nodes(y):
+    """How many chains the graph of y has."""
+    seen, left = set(), [y.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [after for after, _ in node.next_functions]
+    return sum(node.name() == "ChainBackward" for node in seen)
+
+
+@pytest.mark.parametrize("case", ["attack", "training", "hook", "setting", "replaced"])
+@pytest.mark.parametrize("name", ["cifar", "wide"])
+def test_groups_are_one_node_where_nothing_is_learned(name, case):
+    """A group that has to be called is; the result is that of every module called as it is."""
+    net = network(name, "train" if case == "training" else "frozen")
+    called = []
+    if case == "hook":
+        net.block2.register_forward_hook(lambda *_: called.append("block2"))
+    elif case == "setting":
+        net.block2.blocks_per_node = 1
+    elif case == "replaced":
+        net.block2.forward = lambda x: (called.append("block2"), SSPStack.forward(net.block2, x))[1]
+    x = images(name).requires_grad_()
+    y = net(x)
+    apart = {"cifar": 5, "wide": 6}[name]
+    assert nodes(y) == {"attack": 1, "training": apart}.get(case, 3)
+    assert called == (["block2"] if case in ("hook", "replaced") else [])
+    with ssp_fused.use_backend("reference"):
+        torch.testing.assert_close(y, net(x), rtol=1e-4, atol=1e-5)

@@ -15,6 +15,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from ..nn import NORMS, AdaptiveSSPBlock, PreActDownsample, SSPBlock, SSPStack, make_norm
+from ..nn.stack import run_groups
 from .images import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -89,10 +90,10 @@ class SSPNet(ImageNetwork):
         _published_init(self, blocks)
 
     def body(self, x: Tensor) -> Tensor:
-        x = self.block1(self.conv(x))
+        blocks = [self.block1]
         for index in range(2, self.groups + 1):
-            x = self.get_submodule(f"sub{index - 1}")(x)
-            x = self.get_submodule(f"block{index}")(x)
+            blocks += [getattr(self, f"sub{index - 1}"), getattr(self, f"block{index}")]
+        x = run_groups(blocks, self.conv(x))
         return self.fc(self.avg(x).flatten(1))
 
 
@@ -180,10 +181,8 @@ class WideSSPNet(ImageNetwork):
         nn.init.zeros_(self.fc.bias)
 
     def body(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        x = self.block1(self.sub1(x))
-        x = self.block2(self.sub2(x))
-        x = self.block3(self.sub3(x))
+        groups = [self.sub1, self.block1, self.sub2, self.block2, self.sub3, self.block3]
+        x = run_groups(groups, self.conv(x))
         return self.fc(self.avg(norm_relu(self.norm, self.relu, x)).flatten(1))
 
 
