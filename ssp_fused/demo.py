@@ -8,6 +8,7 @@ on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -27,6 +28,7 @@ from .adversarial.devices import checked_device
 from .adversarial.figures import Panel, check_figure, draw_panels
 from .adversarial.run import CONFIG, EVALUATION_BATCH, METRICS
 
+RESULTS = "demo.json"
 NETWORKS = {"res": "ResNet twin", "ssp2": "SSP-2", "ssp3": "SSP-3"}
 EVALUATIONS_OF_F = {"res": 1, "ssp2": 2, "ssp3": 3}
 
@@ -167,19 +169,34 @@ def draw(
     return True
 
 
-def _print_accuracy(out: Path, accuracy: dict[str, dict[str, float]], images: int) -> None:
-    print(f"\nTest accuracy on {images} digits, eps {EPS} (l-infinity, pixels in [0, 1])\n")
-    print(f"{'network':<14}{'parameters':>11}{'F/block':>9}{'clean':>9}{'FGSM':>9}{'PGD-20':>9}")
+def _networks(out: Path, accuracy: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """A row a network: its name, size and shares of right answers."""
+    rows = []
     for name, title in NETWORKS.items():
         model, _, _ = load_checkpoint(out / name / BEST)
-        count = sum(parameter.numel() for parameter in model.parameters())
         values = accuracy[name]
-        shares = (values["clean"], values["fgsm"], values[f"pgd20 {EPS}"])
-        print(
-            f"{title:<14}{count:>11,}{EVALUATIONS_OF_F[name]:>9}"
-            + "".join(f"{share:>9.1%}" for share in shares)
+        rows.append(
+            {
+                "network": title,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "evaluations": EVALUATIONS_OF_F[name],
+                "clean": values["clean"],
+                "fgsm": values["fgsm"],
+                "pgd20": values[f"pgd20 {EPS}"],
+            }
         )
-    error = 100 * (0.25 / images) ** 0.5
+    return rows
+
+
+def _print_accuracy(results: dict[str, Any]) -> None:
+    images, error = results["images"], 100 * results["standard_error"]
+    print(f"\nTest accuracy on {images} digits, eps {EPS} (l-infinity, pixels in [0, 1])\n")
+    print(f"{'network':<14}{'parameters':>11}{'F/block':>9}{'clean':>9}{'FGSM':>9}{'PGD-20':>9}")
+    for row in results["networks"]:
+        print(
+            f"{row['network']:<14}{row['parameters']:>11,}{row['evaluations']:>9}"
+            + "".join(f"{row[share]:>9.1%}" for share in ("clean", "fgsm", "pgd20"))
+        )
     print(
         f"\nEqual parameters, not equal work: an SSP block evaluates F two or three times. One "
         f"seed, and a\nstandard error of up to {error:.1f} points from {images} images: "
@@ -187,18 +204,14 @@ def _print_accuracy(out: Path, accuracy: dict[str, dict[str, float]], images: in
     )
 
 
-def _print_speed(device: str) -> None:
-    reason = _fused_unavailable(device)
-    if reason is not None:
-        print(f"\nNo fused layers to time: {reason}")
-        return
+def _print_speed(found: dict[str, tuple[float, float]], device: str) -> None:
     shape = "x".join(map(str, _SPEED_IMAGE))
     print(
         f"\nImages per second, {shape}, batch {_SPEED_BATCH}, SSP-2 with 2 blocks per group, "
         f"fp32, {device} ({torch.get_num_threads()} threads)\n"
     )
     print(f"{'':<16}{'fused':>9}{'reference':>11}{'ratio':>8}")
-    for kind, (fused, reference) in speed(device).items():
+    for kind, (fused, reference) in found.items():
         print(f"{kind:<16}{fused:>9.1f}{reference:>11.1f}{fused / reference:>8.2f}")
     print("\nThe convolutions are the same library calls in both; only what lies between differs.")
 
@@ -232,8 +245,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     history = train_networks(options.out, options.epochs, device)
     accuracy = test_accuracy(options.out, device)
-    _print_accuracy(options.out, accuracy, len(data.load("digits").test))
-    _print_speed(device)
+    images = len(data.load("digits").test)
+    results = {
+        "images": images,
+        "eps": EPS,
+        "standard_error": (0.25 / images) ** 0.5,  # the largest, of a share of one half
+        "networks": _networks(options.out, accuracy),
+        "batch": _SPEED_BATCH,
+        "repeats": _SPEED_REPEATS,
+        "images_per_second": {},
+    }
+    _print_accuracy(results)
+    reason = _fused_unavailable(device)
+    if reason is None:
+        results["images_per_second"] = speed(device)
+        _print_speed(results["images_per_second"], device)
+    else:
+        print(f"\nNo fused layers to time: {reason}")
+    (options.out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     figure = options.out / "demo.png"
     if draw(figure, history, accuracy):
         print(f"\nFigure: {figure}")

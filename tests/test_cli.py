@@ -227,3 +227,8 @@ def test_demo(
     for title in ("ResNet twin", "SSP-2", "SSP-3", "PGD-20", "Images per second"):
         assert title in out or (title == "Images per second" and "No fused layers" in out)
     assert (tmp_path / "demo.png").is_file() or "matplotlib is not installed" in out
+    found = json.loads((tmp_path / demo.RESULTS).read_text())
+    assert [row["network"] for row in found["networks"]] == ["ResNet twin", "SSP-2", "SSP-3"]
+    for row in found["networks"]:
+        assert f"{row['pgd20']:.1%}" in out and f"{row['parameters']:,}" in out
+    assert bool(found["images_per_second"]) == ("Images per second" in out)

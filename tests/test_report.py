@@ -267,3 +267,24 @@ def test_a_chart_by_hand():
     assert widths[2] == pytest.approx(3 * widths[1], abs=0.11)
     with pytest.raises(ValueError, match="got none"):
         bar_chart("Nothing", {})
+
+
+def test_the_demos_table(tree):
+    row = {"network": "SSP-2", "parameters": 1234, "evaluations": 2}
+    found = {
+        "images": 100,
+        "eps": 0.15,
+        "standard_error": 0.05,
+        "networks": [{**row, "clean": 0.5, "fgsm": 0.25, "pgd20": 0.125}],
+        "batch": 8,
+        "repeats": 7,
+        "images_per_second": {"attack step": [30.0, 20.0]},
+        "machine": dataclasses.asdict(hardware.machine(torch.device("cpu"))) | {"commit": "c0ffee"},
+    }
+    path = tree / "benchmarks" / "results" / "demo_cpu.json"
+    assert section(tree, "demo") == "Not measured yet."
+    path.write_text(json.dumps(found))
+    text = " ".join(section(tree, "demo").split())
+    assert "| SSP-2 | 1,234 | 2 | 50.0% | 25.0% | 12.5% |" in text
+    assert "error of up to 5.0 points" in text and "attack step 30 against 20 (1.50x)" in text
+    assert "commit c0ffee" in text

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from benchmarks.cases import CHANNELS_LAST, CONTIGUOUS, INPUT_GRADIENT, TRAIN
+from benchmarks.hardware import Machine
 from benchmarks.kernels import COMPILED
 from benchmarks.results import CONTROL, CONVOLUTIONS, COPY, EAGER, OK, Row
 
-from .sources import COMMANDS, CPU, GPU, RESULTS, Sources
+from .sources import COMMANDS, CPU, GPU, RESULTS, Sources, provenance_of
 from .tables import (
     contenders,
     groups,
@@ -223,6 +224,37 @@ def fashion_mnist(sources: Sources) -> str:
     return "\n\n".join(part if part.startswith("|") else paragraph(part) for part in parts)
 
 
+def demo(sources: Sources) -> str:
+    """Networks of `make demo` under attack, and the speed that it measures."""
+    path = sources.path("demo_cpu.json")
+    if not path.is_file():
+        return NOT_MEASURED[CPU]
+    found = json.loads(path.read_text())
+    shares = ("clean", "fgsm", "pgd20")
+    rows = [
+        (
+            row["network"],
+            f"{row['parameters']:,}",
+            str(row["evaluations"]),
+            *(f"{row[share]:.1%}" for share in shares),
+        )
+        for row in found["networks"]
+    ]
+    head = ("network", "parameters", "evaluations of F per block", "clean", "FGSM", "PGD-20")
+    speeds = ", ".join(
+        f"{step} {fused:.0f} against {plain:.0f} ({fused / plain:.2f}x)"
+        for step, (fused, plain) in found["images_per_second"].items()
+    )
+    here = Machine(**found["machine"])
+    text = (
+        f"Test accuracy on {found['images']} digits, l-infinity attacks of radius {found['eps']}, one seed, a standard "
+        f"error of up to {100 * found['standard_error']:.1f} points. Images per second of a CIFAR-size SSP-2 network "
+        f"(batch {found['batch']}, fp32), fused layers against plain PyTorch, medians of {found['repeats']}: {speeds}. "
+        f"`python -m benchmarks.demo`; {provenance_of([here])}; [results]({sources.link(path)})."
+    )
+    return f"{table(head, rows)}\n\n{paragraph(text)}"
+
+
 def commands(sources: Sources) -> str:
     """Which command makes which result file."""
     rows = []
@@ -248,6 +280,7 @@ SECTIONS: dict[str, Section] = {
     "kernels, GPU": partial(kernels, device=GPU),
     "adversarial": partial(adversarial, device=CPU),
     "adversarial, GPU": partial(adversarial, device=GPU),
+    "demo": demo,
     "fashion-mnist": fashion_mnist,
     "commands": commands,
 }

@@ -55,11 +55,16 @@ class Source:
         """Command, hardware, versions, commits and days of some of the rows, and a link, as Markdown."""
         keys = {row.key for row in rows}
         machines = [machine for row, machine in self.entries if row.key in keys]
-        where = ", ".join(dict.fromkeys(map(_hardware, machines)))
-        torch = " and ".join(dict.fromkeys(m.torch for m in machines))
-        commits = ", ".join(dict.fromkeys(m.commit for m in machines))
-        days = " and ".join(dict.fromkeys(m.date[:10] for m in machines))
-        return f"`{self.command}`; {where}, torch {torch}, commit {commits}, {days}; [results]({self.link})"
+        return f"`{self.command}`; {provenance_of(machines)}; [results]({self.link})"
+
+
+def provenance_of(machines: Sequence[Machine]) -> str:
+    """Hardware, versions, commits and days."""
+    where = ", ".join(dict.fromkeys(map(_hardware, machines)))
+    torch = " and ".join(dict.fromkeys(m.torch for m in machines))
+    commits = ", ".join(dict.fromkeys(m.commit for m in machines))
+    days = " and ".join(dict.fromkeys(m.date[:10] for m in machines))
+    return f"{where}, torch {torch}, commit {commits}, {days}"
 
 
 def _hardware(machine: Machine) -> str:

@@ -11,8 +11,8 @@ gradient; where several do, the sum is one ``stage_combine``. The alpha terms ar
 transpose. z is computed again by the reduction over dz, after a convolution's input gradient, before its weight's.
 
 On a CPU the blocks run in rows (channels last) also where x is in planes: x and the gradient of the result are brought
-into rows, the result and the gradient of x into planes. There the ops write over tensors that nobody reads any more: they are
-in the caches.
+into rows, the result and the gradient of x into planes. There the ops also write over tensors that nobody reads any
+more, which are in the caches.
 
 conv2's bias enters u_i as (sum_k beta_ik h) b; with S_i the sum of G_i over all but the channels, its gradient is
 sum_i (sum_k beta_ik h) S_i, and S_k = sum_i alpha_ik S_i + norm1's own part: nothing under batch statistics.
