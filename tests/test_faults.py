@@ -20,7 +20,12 @@ class Faulty:
 
     def __getattr__(self, name):
         op = getattr(OPS, name)
-        return self.alter(op) if name == self.name else op
+        if name != self.name:
+            return op
+        altered = self.alter(op)
+        if "out" in op.overloads():
+            altered.out = self.alter(op.out)
+        return altered
 
 
 def wrong_coefficient(op):
@@ -39,16 +44,16 @@ def dropped_term(op):
 
 
 def swapped_gamma(op):
-    def backward(dz, scale, scale_tensor, u, mean, rstd, gamma, beta, *rest):
-        return op(dz, scale, scale_tensor, u, mean, rstd, gamma.flip(0), beta, *rest)
+    def backward(dz, scale, scale_tensor, u, mean, rstd, gamma, beta, *rest, **out):
+        return op(dz, scale, scale_tensor, u, mean, rstd, gamma.flip(0), beta, *rest, **out)
 
     return backward
 
 
 def dropped_extra(op):
-    def backward(*arguments):
+    def backward(*arguments, **out):
         *head, _, _, tensor, write_z = arguments
-        return op(*head, [], [], tensor, write_z)
+        return op(*head, [], [], tensor, write_z, **out)
 
     return backward
 

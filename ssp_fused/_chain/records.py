@@ -75,10 +75,12 @@ class Weights:
 
     def of(self, conv: Conv, activation: Tensor) -> Tensor:
         """That of ``conv``; all activations of a walk have the dtype and the layout of the first."""
+        if torch.compiler.is_compiling():  # lays tensors out, and computes them once, by itself
+            return cast(self._tensors[conv.weight], activation.dtype)
         weight = self._found.get(conv.weight)
         if weight is None:
             weight = cast(self._tensors[conv.weight], activation.dtype)
-            if is_rows(activation) and not torch.compiler.is_compiling():
+            if is_rows(activation):
                 weight = dense(weight, True)
             self._found[conv.weight] = weight
         return weight
