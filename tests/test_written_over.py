@@ -32,8 +32,8 @@ def copies(value):
     return each_tensor(copy, value)
 
 
-def result(like, dtype=None):
-    return empty(like, is_rows(like), dtype or like.dtype).fill_(torch.nan)
+def result(like):
+    return empty(like, is_rows(like), like.dtype).fill_(torch.nan)
 
 
 @every_form
