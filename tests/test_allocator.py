@@ -33,9 +33,9 @@ def test_a_freed_tensors_memory_is_the_next_ones():
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are Linux's")
 @pytest.mark.parametrize("wish", [None, "0"])
 def test_large_tensors_begin_at_a_page_unless_the_environment_says_otherwise(wish):
-    code = (
-        f"{KEEP}; import torch; print([torch.empty(10**6 + k).data_ptr() % 4096 for k in range(8)])"
-    )
+    # Alive together and of sizes that are no whole pages: were one at a page by chance, the others are not.
+    tensors = "tensors = [torch.empty(10**6 + 100 * k) for k in range(8)]"
+    code = f"{KEEP}; import torch; {tensors}; print([t.data_ptr() % 4096 for t in tensors])"
     environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
     environment |= {"THP_MEM_ALLOC_ENABLE": wish} if wish else {}
     command = [sys.executable, "-c", code]
