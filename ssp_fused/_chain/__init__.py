@@ -12,7 +12,7 @@ transpose. z is computed again by the reduction over dz, after a convolution's i
 
 On a CPU the blocks run in rows (channels last) also where x is in planes: x and the gradient of the result are brought
 into rows, the result and the gradient of x into planes. There the ops also write over tensors that nobody reads any
-more, which are in the caches.
+more, which are in the caches, and walks are replayed (``replay``).
 
 conv2's bias enters u_i as (sum_k beta_ik h) b; with S_i the sum of G_i over all but the channels, its gradient is
 sum_i (sum_k beta_ik h) S_i, and S_k = sum_i alpha_ik S_i + norm1's own part: nothing under batch statistics.
@@ -21,7 +21,7 @@ sum_i (sum_k beta_ik h) S_i, and S_k = sum_i alpha_ik S_i + norm1's own part: no
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,12 +35,15 @@ from .cache import cache_bytes
 from .differentiable import differentiable
 from .forward import Forward
 from .plan import Builder, Plan, Row, Term, Update
+from .records import Notes
+from .replay import Replays, Tensors
 
 __all__ = ["CACHE", "Builder", "Row", "Term", "run"]
 
 CACHE = "cache"
 # Tensors of a block's size that are in use at once: two stages, a slope, a convolution's input and output, gradients.
 _LIVE = 8
+_REPLAYS = Replays()
 
 
 def run(
@@ -136,16 +139,24 @@ class Chain(Function):
         """The chain's output; then mean, biased variance and count of each use of a batch norm, in order."""
         ctx.set_materialize_grads(False)
         needs = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
-        walks = [Forward(plan, x[a:b], tensors, needs) for a, b in plan.tiles]
-        y = _in_tiles(plan.tiles, (walk.run() for walk in walks))
-        whole, moments = walks[0].whole, walks[0].moments
+        saved: list[Tensor] = []
+        notes: list[Notes] = []
+        moments: list[Tensor | None] = []
+
+        def parts() -> Iterator[Tensor]:
+            for a, b in plan.tiles:
+                (y, *rest), note = _walk(_forward, plan, needs, None, [x[a:b], *tensors])
+                saved.extend(rest[: note.saved])
+                moments[:] = rest[note.saved :]
+                notes.append(note)
+                yield y
+
+        y = _in_tiles(plan.tiles, parts())
         # Within the node, where torch.utils.checkpoint repeats it; a compiler wants it outside.
         if not torch.compiler.is_compiling():
             _update_running_statistics(plan, moments)
-        ctx.plan, ctx.masks = plan, walks[0].masks
-        ctx.tapes = [(len(walk.saved), walk.slopes, walk.shortcuts) for walk in walks]
-        kept = [tensor for walk in walks for tensor in walk.saved]
-        ctx.save_for_backward(x if whole else None, trace, *tensors, *kept)
+        ctx.plan, ctx.notes = plan, notes
+        ctx.save_for_backward(x if notes[0].whole else None, trace, *tensors, *saved)
         ctx.mark_non_differentiable(*(m for m in moments if m is not None))
         return y, *moments
 
@@ -157,18 +168,65 @@ class Chain(Function):
             return None, None, *[None] * len(needs)
         x, trace, *rest = ctx.saved_tensors
         tensors, kept = rest[: len(needs) - 1], rest[len(needs) - 1 :]
-        if torch.is_grad_enabled() and not ctx.masks:
+        if torch.is_grad_enabled() and not ctx.notes[0].masks:
             dx, *gradients = differentiable(plan, x, tensors, dy, needs)
             return None, dx, None, *gradients
-        walks = []
-        for (a, b), (count, slopes, shortcuts) in zip(plan.tiles, ctx.tapes, strict=True):
-            saved, kept = kept[:count], kept[count:]
-            saved = [*saved, None if x is None else plan.inside(x[a:b])]
-            walks.append((Backward(plan, tensors, saved, needs), dy[a:b], slopes, shortcuts))
-        dx = _in_tiles(plan.tiles, (walk.run(*tape) for walk, *tape in walks))
+        gradients: list[Tensor | None] = []
+
+        def parts() -> Iterator[Tensor | None]:
+            start = 0
+            for (a, b), note in zip(plan.tiles, ctx.notes, strict=True):
+                saved, start = kept[start : start + note.saved], start + note.saved
+                inputs = [dy[a:b], None if x is None else x[a:b], *tensors, *saved]
+                (dx, *gradients[:]), _ = _walk(_backward, plan, needs, note, inputs)
+                yield dx
+
+        dx = _in_tiles(plan.tiles, parts())
         if torch.is_grad_enabled() and trace is not None:
             dx = dx + trace.sum()
-        return None, dx, None, *walks[0][0].gradients
+        return None, dx, None, *gradients
+
+
+def _walk(
+    walk: Callable[..., tuple[list[Tensor | None], Notes]],
+    plan: Plan,
+    needs: Sequence[bool],
+    notes: Notes | None,
+    tensors: Tensors,
+) -> tuple[list[Tensor | None], Notes]:
+    """``_forward`` or ``_backward``, replayed where the backend's ops are all the dispatcher's and call nobody else."""
+
+    def run(tensors: Tensors) -> tuple[list[Tensor | None], Notes]:
+        return walk(plan, needs, notes, tensors)
+
+    spread = any(norm.process_group is not None for block in plan.blocks for norm in block.norms())
+    if not plan.backend.writes_over or spread or torch.compiler.is_compiling():
+        return run(tensors)
+    settings = (plan.blocks, plan.z_dtype, plan.recording, plan.recompute, plan.rows)
+    return _REPLAYS.run((walk, plan.backend.name, settings, tuple(needs)), run, tensors)
+
+
+def _forward(
+    plan: Plan, needs: Sequence[bool], _: None, tensors: Tensors
+) -> tuple[list[Tensor | None], Notes]:
+    """From x and the plan's tensors: y, what backward needs, and the moments."""
+    x, *rest = tensors
+    walk = Forward(plan, x, rest, needs)
+    y = walk.run()
+    notes = Notes(walk.slopes, walk.shortcuts, len(walk.saved), walk.whole, walk.masks)
+    return [y, *walk.saved, *walk.moments], notes
+
+
+def _backward(
+    plan: Plan, needs: Sequence[bool], notes: Notes, tensors: Tensors
+) -> tuple[list[Tensor | None], Notes]:
+    """From dy, x (where it is kept), the plan's tensors and what ``_forward`` kept: dx and the tensors' gradients."""
+    dy, x, *rest = tensors
+    count = len(needs) - 1
+    saved = [*rest[count:], None if x is None else plan.inside(x)]
+    walk = Backward(plan, rest[:count], saved, needs)
+    dx = walk.run(dy, notes.slopes, notes.shortcuts)
+    return [dx, *walk.gradients], notes
 
 
 def _in_tiles(tiles: Sequence[tuple[int, int]], parts: Iterator[Tensor | None]) -> Tensor | None:

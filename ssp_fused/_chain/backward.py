@@ -5,6 +5,7 @@ G_k = sum_{i>k} alpha_ik G_i + dF(u_k)^T ( sum_{i>k} beta_ik h G_i ),    G_i = d
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -233,10 +234,10 @@ class Backward:
         if not below:
             return None, None
         branch = self.input_gradient(block.conv1, dc, use)
-        shortcut = self.input_gradient(conv, dq, use)
         if self.writes_over:
-            dz = branch.add_(shortcut)
+            dz = self.add_input_gradient(branch, conv, dq, use)
         else:
+            shortcut = self.input_gradient(conv, dq, use)
             dz = self.ops.stage_combine([branch, shortcut], [1.0, 1.0], None, None)
         learns = self.wants(block.conv1.weight, conv.weight)
         du, own, z = self.norm(block.norm1, use, dz, 1.0, Stage([], []), wanted, learns)
@@ -269,6 +270,19 @@ class Backward:
             strides = dense_strides(use.shape, use.rows)
             like = torch.empty_strided(use.shape, strides, dtype=g.dtype, device=g.device)
         return self.transpose(conv, g, like, (True, False, False))[0]
+
+    def add_input_gradient(self, to: Tensor, conv: Conv, g: Tensor, use: Use) -> Tensor:
+        """``to``, written over with its sum with ``input_gradient``.
+
+        A 1x1 kernel with strides reads a part of the positions: its gradient is added there alone.
+        """
+        kernel = self.t[conv.weight].shape[2:]
+        if kernel == (1, 1) and conv.padding == (0, 0):
+            read = to[:, :, :: conv.stride[0], :: conv.stride[1]]
+            dense_conv = dataclasses.replace(conv, stride=(1, 1))
+            read.add_(self.input_gradient(dense_conv, g, use._replace(shape=read.shape)))
+            return to
+        return to.add_(self.input_gradient(conv, g, use))
 
     def weight_gradient(self, conv: Conv, g: Tensor, z: Tensor | None) -> Tensor | None:
         """Of a convolution with input z, where it is wanted."""

@@ -63,6 +63,24 @@ class Slope(NamedTuple):
     value: int | None
 
 
+class Notes(NamedTuple):
+    """What a walk forward leaves to the walk back, besides tensors.
+
+    Attributes:
+        slopes, shortcuts: places of what is kept, for each evaluation of F and for each block; -1 stands for x inside
+            the chain, which follows behind.
+        saved: how many tensors are kept.
+        whole: whether they are activations.
+        masks: whether one bit an element is kept in their place.
+    """
+
+    slopes: list[Slope]
+    shortcuts: list[Use | None]
+    saved: int
+    whole: bool
+    masks: bool
+
+
 class Weights:
     """The convolutions' weights as one walk takes them: in the dtype of the activations, and in rows where these are.
 
