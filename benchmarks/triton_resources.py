@@ -28,7 +28,7 @@ from .resources import Resources
 
 ARCHS = (80, 90, 100)
 MULTIPROCESSORS = 132
-_RELU, _SILU = (_ops.ACTIVATIONS.index(name) for name in ("relu", "silu"))
+_IDENTITY, _RELU, _LEAKY_RELU, _SILU = range(len(_ops.ACTIVATIONS))
 _F32, _BF16, _F16 = torch.float32, torch.bfloat16, torch.float16
 # [N, C, *spatial]: the published networks', wide ones, odd ones, and one past 2^31 elements.
 SHAPES = (
@@ -160,14 +160,16 @@ def _calls(
         stage = ([first, *[other] * (count - 1)], [0.5] * count, None)
         yield "stage_combine", (*stage, None)
         yield "stage_combine", (*stage, v)
-        for code in (_RELU, _SILU):
-            yield "stage_norm_act", (*stage, v, *norm, code, narrow, count > 1, code == _RELU)
+        for code in _activations(count):
+            bits = code in (_RELU, _LEAKY_RELU)
+            yield "stage_norm_act", (*stage, v, *norm, code, narrow, count > 1, bits)
         yield "stage_batch_norm_act", (*stage, v, v, v, 1e-5, _RELU, narrow, True)
-        for groups, code in itertools.product(divisors, (_RELU, _SILU)):
+        for groups, code in itertools.product(divisors, _activations(count)):
             rest = (groups, v, v, 1e-5, code, narrow, True)
             yield "stage_group_norm_act", (*stage, v, *rest)
     mask = _vector(*_layout.mask_shape(shape, rows)).to(torch.uint8)
-    for count, code in itertools.product((0, 1, 2, 6), (_RELU, _SILU)):
+    extra_counts = [(count, code) for count in (0, 1, 2, 6) for code in _activations(count)]
+    for count, code in extra_counts:
         extras = ([first] * count, [0.5] * count, None)
         dz = (other, 1.0, None)
         yield "batch_norm_act_backward", (*dz, first, *norm, code, *extras, True)
@@ -177,12 +179,18 @@ def _calls(
             yield "group_norm_act_backward", (*dz, first, *rest)
         given = (code, None, None, 1.0, None, *extras)
         yield "norm_act_backward", (*dz, first, None, *norm, *given, None)
-        if code == _RELU:
+        if code in (_RELU, _LEAKY_RELU):
             yield "norm_act_backward", (*dz, None, mask, None, *norm[1:], *given, stored)
     yield "channel_sum", (other,)
     yield "stage_dots", (first, [other] * 3)
     for name in ("linf_step", "l2_step"):
         yield name, (other, other, other, 0.1, 0.3, 0.0, 1.0)
+
+
+def _activations(operands: int) -> tuple[int, ...]:
+    """Which to compile: all of them for one operand; a sign and an exponential, which are the dearest, for more."""
+    every = (_IDENTITY, _RELU, _LEAKY_RELU, _SILU)
+    return every if operands == 1 else (_RELU, _SILU)
 
 
 def covering(candidates: Sequence[Launch]) -> list[Launch]:

@@ -6,65 +6,16 @@ which takes hours. Each compilation has a cache folder of its own, so that the c
 
 import pytest
 
-from benchmarks import triton_resources
+from benchmarks import triton_bounds, triton_resources
 
 pytest.importorskip("triton")
 
 SHARES = 8  # for as many processes
-SHARED_BYTES = 48 << 10  # what every architecture gives a block unasked
-REGISTERS = 64 << 10  # of a multiprocessor: a block's have to fit
-# One pass over much memory: on the dense paths 16 warps and more at a time keep it busy.
-STREAMING = (
-    "combine_kernel",
-    "normalize_kernel",
-    "apply_kernel",
-    "moments_kernel",
-    "channel_sum_kernel",
-    "linf_kernel",
-    "l2_kernel",
-)
-# Operands and results of activation size, by the kernels' names for them.
-READ = ("terms", "dz", "extras", "g", "x_adv", "grad", "x")
-WRITTEN = ("z", "du", "result")
-FORWARD = ("combine_kernel", "normalize_kernel", "moments_kernel", "group_norm_kernel")
 
 
 @pytest.fixture(scope="module")
 def covering():
     return triton_resources.covering(triton_resources.launches())
-
-
-def activations(launch):
-    """How many tensors of activation size the kernel reads and writes, and the narrowest one's bytes an element."""
-    arguments = launch.arguments
-    read = [arguments.get(name) for name in READ]
-    written = [arguments.get(name) for name in WRITTEN]
-    (written if launch.name in FORWARD else read).append(arguments.get("u"))
-    read, written = (list(flat(group)) for group in (read, written))
-    return len(read), len(written), min((t.itemsize for t in (*read, *written)), default=0)
-
-
-def flat(values):
-    for value in values:
-        if isinstance(value, tuple):
-            yield from value
-        elif value is not None:
-            yield value
-
-
-def is_dense_path(launch):
-    """Whether lines are whole vectors of 16 bytes, aligned, with no fewer elements in a tile than threads take."""
-    arguments = launch.arguments
-    _, _, itemsize = activations(launch)
-    if "UNIT" not in arguments or arguments["UNIT"] * itemsize != 16:
-        return False
-    sizes = [arguments.get(name, 1) for name in ("LINES", "LENGTH", "GROUPS", "SLOTS", "PLACES")]
-    elements = 1
-    for size in sizes:
-        elements *= size
-    enough = elements >= 32 * launch.warps * arguments["UNIT"]
-    padded = arguments.get("SLOTS", 1) != arguments.get("PER_GROUP", 1) and arguments["ROWS"]
-    return enough and not padded and "unaligned" not in launch.variant
 
 
 @pytest.mark.parametrize("share", range(SHARES))
@@ -74,17 +25,9 @@ def test_kernels_compile_within_bounds(covering, arch, share):
     with triton_resources.target(arch):
         for launch in covering[share::SHARES]:
             found = triton_resources.compiled(launch, arch)
-            what = f"{found.resources} of {launch.problem}"
-            assert found.resources.spill_bytes == 0, what
-            assert found.resources.shared_bytes <= SHARED_BYTES, what
-            assert found.resources.registers * 32 * launch.warps <= REGISTERS, what
-            if is_dense_path(launch):
-                read, written, _ = activations(launch)
-                if launch.name in STREAMING:
-                    assert found.resources.registers <= 128, what
-                dense += 1
-                assert found.loads[16] >= read, f"{found.loads} in {what}"
-                assert found.stores[16] >= written, f"{found.stores} in {what}"
+            faults = triton_bounds.broken(launch, found)
+            assert not faults, f"{found.resources} of {launch.problem}: {', '.join(faults)}"
+            dense += triton_bounds.is_dense_path(launch)
     assert dense, "no launch of the share was on a dense path"
 
 

@@ -1,0 +1,162 @@
+"""Every launch of the Triton kernels, compiled for each architecture: `python -m benchmarks.triton_every`.
+
+The tests compile a few that make every choice between them (`triton_resources.covering`). All of them take an hour on
+two cores. What is compiled is written to --out as it comes, and not compiled again by the next call while the
+kernels and Triton are the same. A line for each kernel and architecture is printed and written to --summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import metadata
+from pathlib import Path
+
+import ssp_fused
+
+from . import hardware, triton_bounds, triton_resources
+from .triton_resources import ARCHS, Launch
+
+COLUMNS = (
+    "kernel",
+    "arch",
+    "variant",
+    "registers",
+    "spill_bytes",
+    "shared_bytes",
+    "access_bytes",
+    "dense",
+    "broken",
+    "sources",
+)
+SUMMARY = (
+    "kernel",
+    "arch",
+    "launches",
+    "dense_launches",
+    "broken",
+    "most_registers",
+    "most_spill_bytes",
+    "most_shared_bytes",
+    "triton",
+    "commit",
+)
+_launches: list[Launch] = []  # of the parent, for its workers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile what is missing; exit code 2 if a kernel does not keep to the bounds.
+
+    Args:
+        argv: What stands behind the program's name; that of the process if None.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.triton_every", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a row for each kernel that was compiled"
+    )
+    parser.add_argument("--summary", type=Path, help="a row for each kernel and architecture")
+    parser.add_argument("--archs", type=int, nargs="+", default=list(ARCHS), metavar="ARCH")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args(argv)
+    _launches[:] = triton_resources.launches()
+    found = every(options.out, options.archs, options.jobs)
+    rows = list(summary(found))
+    for row in rows:
+        print(
+            f"{row['arch']:>7} {row['kernel']:<28}{row['launches']:>6} launches, "
+            f"{row['dense_launches']:>5} on dense paths, {row['broken']} out of bounds; at most "
+            f"{row['most_registers']} registers, {row['most_spill_bytes']} B spilled, "
+            f"{row['most_shared_bytes']} B shared"
+        )
+    if options.summary:
+        write(options.summary, SUMMARY, rows)
+    return 2 if any(row["broken"] for row in rows) else 0
+
+
+def every(out: Path, archs: Sequence[int], jobs: int) -> list[dict]:
+    """The rows of all launches for these architectures: those in ``out``, and the missing ones, appended to it."""
+    wanted = {
+        (launch.name, f"sm_{arch}", launch.variant): (index, arch)
+        for arch in archs
+        for index, launch in enumerate(_launches)
+    }
+    now = sources()
+    old = []
+    if out.exists():
+        with out.open(newline="") as file:
+            old = [row for row in csv.DictReader(file) if row["sources"] == now]
+    write(out, COLUMNS, old)
+    rows = [row for row in old if wanted.pop(_key(row), None)]
+    print(f"{len(rows)} kernels are compiled already, {len(wanted)} are to be", flush=True)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork"))
+    with pool, out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        for done in as_completed(pool.submit(_compiled, *task) for task in wanted.values()):
+            rows.append(done.result() | {"sources": now})
+            writer.writerow(rows[-1])
+            file.flush()
+    return rows
+
+
+def _key(row: dict) -> tuple[str, str, str]:
+    return row["kernel"], row["arch"], row["variant"]
+
+
+def _compiled(index: int, arch: int) -> dict:
+    launch = _launches[index]
+    with triton_resources.target(arch):
+        found = triton_resources.compiled(launch, arch)
+    row = {name: getattr(found.resources, name) for name in COLUMNS[:7]}
+    dense = int(triton_bounds.is_dense_path(launch))
+    return row | {"dense": dense, "broken": "; ".join(triton_bounds.broken(launch, found))}
+
+
+def summary(rows: Sequence[dict]) -> Iterator[dict]:
+    """A line for each kernel and architecture, in order."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["kernel"], row["arch"]].append(row)
+    versions = {"triton": metadata.version("triton"), "commit": hardware.commit() or ""}
+    for (kernel, arch), own in sorted(
+        groups.items(), key=lambda item: (item[0][0], len(item[0][1]), item[0][1])
+    ):
+        yield {
+            "kernel": kernel,
+            "arch": arch,
+            "launches": len(own),
+            "dense_launches": sum(int(row["dense"]) for row in own),
+            "broken": sum(bool(row["broken"]) for row in own),
+            **{
+                f"most_{name}": max(int(row[name]) for row in own)
+                for name in ("registers", "spill_bytes", "shared_bytes")
+            },
+            **versions,
+        }
+
+
+def sources() -> str:
+    """A digest of what the kernels are compiled from: their package, and the version of Triton."""
+    digest = hashlib.sha256(metadata.version("triton").encode())
+    for path in sorted((Path(ssp_fused.__file__).parent / "_triton").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    """The rows as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
