@@ -86,11 +86,11 @@ Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
                                    int64_t activation, const std::vector<Tensor>& extras,
                                    const Coefficients& extra_coefficients,
                                    const OptionalTensor& extra_coefficient_tensor, bool write_z);
-Tensors<3> batch_norm_act_backward_out(
+Tensors<2> batch_norm_act_backward_out(
     const Tensor& dz, double scale, const OptionalTensor& scale_tensor, const Tensor& u,
     const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma, const OptionalTensor& beta,
     int64_t activation, const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
-    const OptionalTensor& extra_coefficient_tensor, bool write_z, const Tensor& du);
+    const OptionalTensor& extra_coefficient_tensor, const Tensor& du, const OptionalTensor& z);
 
 Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
                                    const OptionalTensor& scale_tensor, const Tensor& u,

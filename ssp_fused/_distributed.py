@@ -66,8 +66,8 @@ def batch_norm_act_backward(
     write_z: bool,
     group: Any,
     count: Tensor | None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``ops.batch_norm_act_backward``, the sums within du being those of all ranks of ``group``.
 
     Args:
@@ -78,13 +78,14 @@ def batch_norm_act_backward(
         write_z: Whether z is wanted.
         group: None for this process alone.
         count: Of ``stage_batch_norm_act``.
-        out: Where du is written, if there is no ``group``; a new tensor, if None.
+        out: Where du and, if it is wanted, z are written, if there is no ``group``; new tensors, if None.
 
     Returns:
         du, and of this rank sum dy, sum dy * xhat and z.
     """
     if group is None and out is not None:
-        return out, *ops.batch_norm_act_backward.out(*dz, *norm, *extras, write_z, du=out)
+        du, z = out
+        return du, *ops.batch_norm_act_backward.out(*dz, *norm, *extras, du=du, z=z), z
     if group is None:
         return ops.batch_norm_act_backward(*dz, *norm, *extras, write_z)
     sum_dy, sum_dy_xhat, z = ops.norm_act_backward_reduce(*dz, *norm, write_z)

@@ -76,9 +76,9 @@ OUT_SCHEMAS = {
     "norm_act_backward.out": f"({_DZ}, Tensor? u, Tensor? mask, Tensor? mean, Tensor rstd, {_AFFINE},"
     " int activation, Tensor? sum_dy, Tensor? sum_dy_xhat, float count, Tensor? count_tensor,"
     f" {_EXTRAS}, *, Tensor(a!) du) -> ()",
-    # sum dy, sum dy * xhat, z
+    # sum dy, sum dy * xhat
     "batch_norm_act_backward.out": f"({_DZ}, Tensor u, Tensor mean, Tensor rstd, {_AFFINE},"
-    f" int activation, {_EXTRAS}, bool write_z, *, Tensor(a!) du) -> (Tensor, Tensor, Tensor)",
+    f" int activation, {_EXTRAS}, *, Tensor(a!) du, Tensor(b!)? z) -> (Tensor, Tensor)",
 }
 
 
@@ -299,8 +299,8 @@ def _nothing(*_, **__):
     return None
 
 
-def _batch_norm_act_backward_out(*arguments, du):
-    return _batch_norm_act_backward(*arguments)[1:]
+def _batch_norm_act_backward_out(*arguments, du, z):
+    return _channels(du), _channels(du)
 
 
 _OUT_FAKES: dict[str, Callable] = {

@@ -52,8 +52,9 @@ def swapped_gamma(op):
 
 def dropped_extra(op):
     def backward(*arguments, **out):
-        *head, _, _, tensor, write_z = arguments
-        return op(*head, [], [], tensor, write_z, **out)
+        write_z = () if out else arguments[-1:]
+        *head, _, _, tensor = arguments[: len(arguments) - len(write_z)]
+        return op(*head, [], [], tensor, *write_z, **out)
 
     return backward
 

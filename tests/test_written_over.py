@@ -78,13 +78,15 @@ def test_norm_act_backward(layout, dtype, shape, by_mask):
 @every_form
 def test_batch_norm_act_backward(layout, dtype, shape):
     i = Inputs(0, shape, dtype, layout)
-    arguments = (i.dz, 0.25, None, i.u, *i.norm, RELU, i.extras, [0.5, 1.0], None, True)
-    du, *expected = OPS.batch_norm_act_backward(*arguments)
-    for over in (None, "dz", "u", "extra"):
+    arguments = (i.dz, 0.25, None, i.u, *i.norm, RELU, i.extras, [0.5, 1.0], None)
+    expected = OPS.batch_norm_act_backward(*arguments, True)
+    for over, write_z in itertools.product((None, "dz", "u", "extra"), (True, False)):
         dz, scale, tensor, u, *rest = copies(arguments)
-        out = {None: result(i.dz), "dz": dz, "u": u, "extra": rest[5][0]}[over]
-        found = OPS.batch_norm_act_backward.out(dz, scale, tensor, u, *rest, du=out)
-        torch.testing.assert_close((out, *found), (du, *expected), rtol=0, atol=0)
+        du = {None: result(i.dz), "dz": dz, "u": u, "extra": rest[5][0]}[over]
+        z = result(i.dz) if write_z else None
+        sums = OPS.batch_norm_act_backward.out(dz, scale, tensor, u, *rest, du=du, z=z)
+        found = (du, *sums, z) if write_z else (du, *sums)
+        torch.testing.assert_close(found, expected[: len(found)], rtol=0, atol=0)
 
 
 def calls():
@@ -96,7 +98,11 @@ def calls():
     return {
         "stage_norm_act.out": ((*i.stage, *norm), {"u": result(i.u), "mask": mask}, "z"),
         "norm_act_backward.out": ((i.dz, 1.0, None, i.u, None, *norm, *sums, *extras), {}, "du"),
-        "batch_norm_act_backward.out": ((i.dz, 1.0, None, i.u, *norm, *extras, True), {}, "du"),
+        "batch_norm_act_backward.out": (
+            (i.dz, 1.0, None, i.u, *norm, *extras),
+            {"z": result(i.u)},
+            "du",
+        ),
     }
 
 
@@ -128,10 +134,22 @@ def test_a_result_that_does_not_fit_is_refused(name, fault):
         op(*arguments, **others, **{written: spoil(good)})
 
 
-def test_u_and_z_are_two():
+def test_two_results_are_two_tensors():
     arguments, others, _ = calls()["stage_norm_act.out"]
     with pytest.raises(RuntimeError, match="u and z must be two tensors"):
         OPS.stage_norm_act.out(*arguments, **others | {"z": others["u"]})
+    arguments, others, _ = calls()["batch_norm_act_backward.out"]
+    with pytest.raises(RuntimeError, match="du and z must be two tensors"):
+        OPS.batch_norm_act_backward.out(*arguments, **others, du=others["z"])
+
+
+def test_z_that_does_not_fit_is_refused():
+    arguments, others, _ = calls()["batch_norm_act_backward.out"]
+    for spoil, message in BAD.values():
+        with pytest.raises(RuntimeError, match=message):
+            OPS.batch_norm_act_backward.out(
+                *arguments, du=result(arguments[0]), z=spoil(others["z"])
+            )
 
 
 # u2 = u1 stands for a stage that is read later, and for a block's result.

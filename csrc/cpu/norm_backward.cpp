@@ -168,23 +168,31 @@ Tensor input_gradient(const char* op, const Tensor& dz, double scale,
   return du;
 }
 
-// du as above, sum dy, sum dy xhat, z.
+// du as above, sum dy, sum dy xhat, z. Neither du nor an operand may lie where z does: it is
+// written before these are read a second time.
 Tensors<4> batch_gradient(const char* op, const Tensor& dz, double scale,
                           const OptionalTensor& scale_tensor, const Tensor& u, const Tensor& mean,
                           const Tensor& rstd, const OptionalTensor& gamma,
                           const OptionalTensor& beta, int64_t activation,
                           const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
                           const OptionalTensor& extra_coefficient_tensor, bool write_z,
-                          const OptionalTensor& out) {
+                          const OptionalTensor& du_out, const OptionalTensor& z_out) {
   check_dz(op, dz, u);
   check_activation_code(op, activation);
   const StageArguments arguments = stored_stage(op, u);
   const bool rows = arguments.extent.rows;
   const Tensor dense_dz = dense(dz, rows);
   const ScalarType z_dtype = dz.scalar_type();
-  const Tensor z = write_z ? arguments.empty_like(z_dtype) : unwanted(z_dtype);
-  if (out.has_value()) check_result(op, "du", *out, u, rows, u.scalar_type());
-  const Tensor du = out.has_value() ? *out : arguments.empty_like(u.scalar_type());
+  if (du_out.has_value()) check_result(op, "du", *du_out, u, rows, u.scalar_type());
+  if (z_out.has_value()) check_result(op, "z", *z_out, u, rows, z_dtype);
+  if (du_out.has_value() && z_out.has_value()) {
+    STD_TORCH_CHECK(du_out->data_ptr() != z_out->data_ptr() || z_out->numel() == 0, op,
+                    ": du and z must be two tensors, but are one");
+  }
+  const Tensor du = du_out.has_value() ? *du_out : arguments.empty_like(u.scalar_type());
+  const Tensor z = z_out.has_value() ? *z_out
+                   : write_z         ? arguments.empty_like(z_dtype)
+                                     : unwanted(z_dtype);
   return with_arithmetic(u.scalar_type(), [&](auto zero) {
     using A = decltype(zero);
     const Partition partition(arguments.extent);
@@ -277,18 +285,18 @@ Tensors<4> batch_norm_act_backward(const Tensor& dz, double scale,
                                    const OptionalTensor& extra_coefficient_tensor, bool write_z) {
   return batch_gradient("batch_norm_act_backward", dz, scale, scale_tensor, u, mean, rstd, gamma,
                         beta, activation, extras, extra_coefficients, extra_coefficient_tensor,
-                        write_z, std::nullopt);
+                        write_z, std::nullopt, std::nullopt);
 }
 
-Tensors<3> batch_norm_act_backward_out(
+Tensors<2> batch_norm_act_backward_out(
     const Tensor& dz, double scale, const OptionalTensor& scale_tensor, const Tensor& u,
     const Tensor& mean, const Tensor& rstd, const OptionalTensor& gamma, const OptionalTensor& beta,
     int64_t activation, const std::vector<Tensor>& extras, const Coefficients& extra_coefficients,
-    const OptionalTensor& extra_coefficient_tensor, bool write_z, const Tensor& du) {
-  auto [written, sum_dy, sum_dy_xhat, z] = batch_gradient(
+    const OptionalTensor& extra_coefficient_tensor, const Tensor& du, const OptionalTensor& z) {
+  auto [du_written, sum_dy, sum_dy_xhat, z_written] = batch_gradient(
       "batch_norm_act_backward.out", dz, scale, scale_tensor, u, mean, rstd, gamma, beta,
-      activation, extras, extra_coefficients, extra_coefficient_tensor, write_z, du);
-  return {sum_dy, sum_dy_xhat, z};
+      activation, extras, extra_coefficients, extra_coefficient_tensor, z.has_value(), du, z);
+  return {sum_dy, sum_dy_xhat};
 }
 
 }  // namespace ssp

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _distributed, reference
-from .._layout import dense, dense_strides, is_dense, laid_out_as
+from .._layout import dense, dense_strides, empty, is_dense, laid_out_as
 from .._ops import MAX_TERMS
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import Slope, Stage, Use, Weights, cast, get
@@ -50,6 +50,7 @@ class Backward:
         self.needs_x, self.needs = needs[0], needs[1:]
         self.gradients: list[Tensor | None] = [None] * len(tensors)
         self.learns = any(self.needs)
+        self.z: Tensor | None = None  # that was written last, if it is to be written over
         self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
 
     def wants(self, *places: int | None) -> bool:
@@ -363,6 +364,9 @@ class Backward:
     ) -> tuple[Tensor | None, Tensor]:
         """du and z under batch statistics."""
         if wanted:
+            over = None
+            if out is not None and norm.process_group is None:
+                over = out, self.room_for_z(use, dz[0]) if write_z else None
             du, dy, dy_xhat, z = _distributed.batch_norm_act_backward(
                 self.ops,
                 dz,
@@ -371,7 +375,7 @@ class Backward:
                 write_z,
                 norm.process_group,
                 get(self.saved, use.count),
-                out,
+                over,
             )
         else:
             du = None
@@ -379,6 +383,13 @@ class Backward:
         self.add(norm.weight, dy_xhat)
         self.add(norm.bias, dy)
         return du, z
+
+    def room_for_z(self, use: Use, dz: Tensor) -> Tensor:
+        """Where to write a z: over the last one, whose convolutions have their weights' gradients, or a new tensor."""
+        z = self.z
+        if z is None or z.shape != use.shape or z.dtype != dz.dtype or not is_dense(z, use.rows):
+            z = self.z = empty(dz, use.rows, dz.dtype)
+        return z
 
     def fixed(
         self,
