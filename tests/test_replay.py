@@ -78,7 +78,7 @@ def requires_grad(tensor):
 
 def never(monkeypatch):
     """No walk is replayed from now on."""
-    monkeypatch.setattr(replay, "_replayable", lambda tensors: False)
+    monkeypatch.setattr(replay, "_unwatched", lambda: False)
 
 
 def assert_same(found, expected):
@@ -266,6 +266,22 @@ def test_what_is_kept_follows_recompute():
         expected[recompute] = kept()
         assert [kept() for _ in range(4)] == [expected[recompute]] * 4
     assert expected[False] > expected[True]
+
+
+def test_batched_cotangents_are_left_to_the_walk(walks):
+    """Theirs are tensors of a cotangent's shape that stand for several. The walk refuses them."""
+    stack = stack_of(("ssp22",), "frozen")
+    for seed in range(4):
+        one_pass(stack, seed, "frozen")
+    del walks[:]
+    x = torch.randn(SHAPE, requires_grad=True)
+    y, dy = stack(x), torch.ones(2, *SHAPE)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.autograd.grad(y, x, dy, is_grads_batched=True, retain_graph=True)
+    assert walks == ["backward"]
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda each: torch.autograd.grad(y, x, each))(dy)
+    assert walks == ["backward"] * 2
 
 
 def test_autocast_and_none_are_kept_apart(monkeypatch):

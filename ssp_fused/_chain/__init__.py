@@ -144,8 +144,8 @@ class Chain(Function):
         moments: list[Tensor | None] = []
 
         def parts() -> Iterator[Tensor]:
-            for a, b in plan.tiles:
-                (y, *rest), note = _walk(_forward, plan, needs, None, [x[a:b], *tensors])
+            for part in _cut(x, plan.tiles):
+                (y, *rest), note = _walk(_forward, plan, needs, None, [part, *tensors])
                 saved.extend(rest[: note.saved])
                 moments[:] = rest[note.saved :]
                 notes.append(note)
@@ -175,9 +175,10 @@ class Chain(Function):
 
         def parts() -> Iterator[Tensor | None]:
             start = 0
-            for (a, b), note in zip(plan.tiles, ctx.notes, strict=True):
+            cuts = [_cut(tensor, plan.tiles) for tensor in (dy, x)]
+            for dy_part, x_part, note in zip(*cuts, ctx.notes, strict=True):
                 saved, start = kept[start : start + note.saved], start + note.saved
-                inputs = [dy[a:b], None if x is None else x[a:b], *tensors, *saved]
+                inputs = [dy_part, x_part, *tensors, *saved]
                 (dx, *gradients[:]), _ = _walk(_backward, plan, needs, note, inputs)
                 yield dx
 
@@ -227,6 +228,12 @@ def _backward(
     walk = Backward(plan, rest[:count], saved, needs)
     dx = walk.run(dy, notes.slopes, notes.shortcuts)
     return [dx, *walk.gradients], notes
+
+
+def _cut(tensor: Tensor | None, tiles: Sequence[tuple[int, int]]) -> list[Tensor | None]:
+    if tensor is None or len(tiles) == 1:
+        return [tensor] * len(tiles)
+    return [tensor[a:b] for a, b in tiles]
 
 
 def _in_tiles(tiles: Sequence[tuple[int, int]], parts: Iterator[Tensor | None]) -> Tensor | None:

@@ -47,6 +47,7 @@ class Forward:
         compiling = torch.compiler.is_compiling()
         self.writes_over = not self.whole and plan.backend.writes_over and not compiling
         self.spare: list[Tensor] = []
+        self.shifts: dict[tuple[int, int], Tensor] = {}
 
     def discard(self, *tensors: Tensor | None) -> None:
         """The last use of these is the next op's. More than two would be memory that convolutions could have."""
@@ -144,6 +145,14 @@ class Forward:
             terms, numbers = [sideways, *terms], [1.0, *numbers]
         return Stage(terms, [] if coefficients is not None else numbers, coefficients, bias)
 
+    def shifted(self, norm: Norm, shift: Tensor, place: int) -> Tensor:
+        """A FIXED norm's mean less a bias; once for all stages."""
+        found = self.shifts.get((norm.mean, place))
+        if found is None:
+            mean = self.t[norm.mean]
+            found = self.shifts[norm.mean, place] = mean - shift.to(mean.dtype)
+        return found
+
     def norm(
         self, norm: Norm, stage: Stage, bias_place: int | None, used: bool
     ) -> tuple[Tensor | None, Tensor, Use]:
@@ -179,7 +188,7 @@ class Forward:
         elif norm.kind == FIXED:
             mean, rstd = self.t[norm.mean], self.t[norm.rstd]
             if shift is not None:
-                mean = mean - shift.to(mean.dtype)
+                mean = self.shifted(norm, shift, bias_place)
             bits = self.masks and norm.activation != 0
             normalization = (mean, rstd, *affine, norm.activation)
             if self.writes_over:

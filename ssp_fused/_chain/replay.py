@@ -24,6 +24,7 @@ Tensors = Sequence[Tensor | None]
 # Takes tensors; returns tensors, and what else there is to say, which is the same for all walks of a kind.
 Walk = Callable[[Tensors], tuple[list[Tensor | None], Any]]
 
+_PLAIN = (Tensor, nn.Parameter)
 WALKS_BEFORE = 2
 KINDS = 64  # that are remembered: the newest ones
 
@@ -43,11 +44,9 @@ class Replays:
             walk: calls registered ops, looks at no tensor's values, and reads no other tensors.
             tensors: all that it reads.
         """
-        if not _replayable(tensors):
+        kind = _kind(key, tensors) if _unwatched() else None
+        if kind is None:
             return walk(tensors)
-        first: dict[int, int] = {}  # where a tensor stands that comes twice
-        again = tuple(first.setdefault(id(t), position) for position, t in enumerate(tensors))
-        kind = (key, again, *map(_metadata, tensors))
         with self._lock:
             known = self._kinds.get(kind, 0)
             if isinstance(known, int) and known < WALKS_BEFORE:
@@ -97,8 +96,14 @@ class _Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        node = self.graph.call_function(func, self.nodes_of(args), self.nodes_of(kwargs))
+        operands = self.nodes_of(args), self.nodes_of(kwargs)
         result = func(*args, **kwargs)
+        if not (
+            func._schema.is_mutable
+            or any(isinstance(r, Tensor) for r in _pytree.tree_leaves(result))
+        ):
+            return result  # of dtypes, say
+        node = self.graph.call_function(func, *operands)
         if isinstance(result, Tensor):
             self._nodes[result] = node
         elif isinstance(result, (tuple, list)):
@@ -124,17 +129,30 @@ def _recorded(walk: Walk, tensors: Tensors) -> tuple[tuple[list[Tensor | None], 
     return (results, notes), Recording(recorder.graph, notes)
 
 
-def _replayable(tensors: Tensors) -> bool:
-    """Whether the tensors are plain ones, and nobody else looks at the ops: a compiler, autograd, a dispatch mode."""
+def _unwatched() -> bool:
+    """Whether nobody else looks at the ops: no compiler, no autograd, no transform, no dispatch mode."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and _get_current_dispatch_mode() is None
-        and all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
     )
 
 
-def _metadata(tensor: Tensor | None) -> Hashable:
-    if tensor is None:
-        return None
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+def _kind(key: Hashable, tensors: Tensors) -> Hashable | None:
+    """The key, and which tensors have which metadata and are the same one; None if one is no plain tensor."""
+    kind = [key]
+    first: dict[int, int] = {}
+    for position, tensor in enumerate(tensors):
+        if tensor is None:
+            kind.append(None)
+        elif type(tensor) in _PLAIN and not torch._C._functorch.is_legacy_batchedtensor(tensor):
+            kind += (
+                tensor.dtype,
+                tensor.shape,
+                tensor.stride(),
+                first.setdefault(id(tensor), position),
+            )
+        else:
+            return None
+    return tuple(kind)
