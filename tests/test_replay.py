@@ -191,6 +191,22 @@ def test_inputs_of_another_shape_and_layout(walks, monkeypatch):
         assert_same(result, one_pass(stack, 5, "frozen", x))
 
 
+def test_inputs_of_which_nothing_is_kept(monkeypatch):
+    """Without an activation there are no bits: nothing tells an input of 7 x 7 from one of 8 x 8, with stride 2."""
+    stack = stack_of(("downsample",), "frozen", activation="identity")
+    sizes = (8, 8, 8, 8, 7, 8, 7)
+
+    def passes():
+        for seed, size in enumerate(sizes):
+            x = torch.randn(2, 8, size, size, generator=generator(seed))
+            yield one_pass(stack, seed, "frozen", x)
+
+    found = list(passes())
+    never(monkeypatch)
+    for results, expected in zip(found, passes(), strict=True):
+        assert_same(results, expected)
+
+
 def test_second_derivatives_after_a_recording(monkeypatch):
     stack = stack_of(("ssp22",), "frozen", dtype=torch.float64)
     for seed in range(4):

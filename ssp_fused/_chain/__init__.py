@@ -204,7 +204,7 @@ def _walk(
     if not plan.backend.writes_over or spread or torch.compiler.is_compiling():
         return run(tensors)
     settings = (plan.blocks, plan.z_dtype, plan.recording, plan.recompute, plan.rows)
-    return _REPLAYS.run((walk, plan.backend.name, settings, tuple(needs)), run, tensors)
+    return _REPLAYS.run((walk, plan.backend.name, settings, tuple(needs), notes), run, tensors)
 
 
 def _forward(
@@ -214,7 +214,8 @@ def _forward(
     x, *rest = tensors
     walk = Forward(plan, x, rest, needs)
     y = walk.run()
-    notes = Notes(walk.slopes, walk.shortcuts, len(walk.saved), walk.whole, walk.masks)
+    places = tuple(walk.slopes), tuple(walk.shortcuts)
+    notes = Notes(*places, len(walk.saved), walk.whole, walk.masks)
     return [y, *walk.saved, *walk.moments], notes
 
 

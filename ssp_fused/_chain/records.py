@@ -74,8 +74,8 @@ class Notes(NamedTuple):
         masks: whether one bit an element is kept in their place.
     """
 
-    slopes: list[Slope]
-    shortcuts: list[Use | None]
+    slopes: tuple[Slope, ...]
+    shortcuts: tuple[Use | None, ...]
     saved: int
     whole: bool
     masks: bool
