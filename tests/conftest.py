@@ -14,11 +14,13 @@ pytest.register_assert_rewrite("op_judge", "op_table")
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """A fixed seed, the automatic backend and default settings at the start of each test."""
+    """A fixed seed, the automatic backend, default settings and no recorded walks at the start of each test."""
     # Not above: with torch._dynamo it imports triton, for which tests/triton_interpreter has a choice to make first.
     import ssp_fused
+    from ssp_fused import _chain
 
     torch.manual_seed(0)
+    _chain._REPLAYS.forget()  # ops that a test replaces would be in them
     threads = torch.get_num_threads()
     with ssp_fused.use_backend("auto"):
         yield

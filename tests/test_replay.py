@@ -3,7 +3,6 @@
 import gc
 import threading
 import weakref
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -26,8 +25,7 @@ MODES = ("train", "eval", "frozen", "no_grad", "inference")
 
 
 @pytest.fixture(autouse=True)
-def _cpu_backend(monkeypatch):
-    monkeypatch.setattr(_chain._REPLAYS, "_kinds", OrderedDict())
+def _cpu_backend():
     with ssp_fused.use_backend("cpu"):
         yield
 

@@ -36,6 +36,11 @@ class Replays:
         self._kinds: OrderedDict[Hashable, int | Recording] = OrderedDict()
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """No walk of any kind so far."""
+        with self._lock:
+            self._kinds.clear()
+
     def run(self, key: Hashable, walk: Walk, tensors: Tensors) -> tuple[list[Tensor | None], Any]:
         """``walk(tensors)``, or its replay.
 
