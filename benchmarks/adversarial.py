@@ -261,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--amp", choices=_AMP, default="none", help="autocast; default: none")
     options = parser.parse_args(argv)
     code = arguments.run(
-        "adversarial", parser, options, _tasks(options), least=REPEATS, warmup=WARMUP
+        "adversarial", parser, options, _tasks(options), least=REPEATS, warmup=WARMUP, loops=True
     )
     if not options.compare:
         print("\n".join(_images_per_second(options)))

@@ -82,6 +82,7 @@ def run(
     base: str = results.EAGER,
     least: int = MIN_REPEATS,
     warmup: int = Settings.warmup,
+    loops: bool = False,
 ) -> int:
     """Compare two files, or measure the tasks: print and write each as soon as it is done.
 
@@ -93,13 +94,14 @@ def run(
         base: The contender to which a figure draws ratios.
         least: Repeats that a result must have at least.
         warmup: Calls before them.
+        loops: Whether each timed call comes after another of the same contender.
 
     Returns:
         The exit code: 2 if a contender was wrong, else 0. Bad options end the process through ``parser.error``.
     """
     if options.compare:
         return _compare(parser, options.compare)
-    settings = _settings(parser, options, base, least, warmup)
+    settings = _settings(parser, options, base, least, warmup, loops)
     keep_freed_memory()  # else page faults are measured, of every contender
     provenance = machine(torch.device(options.device))
     path = options.out / f"{benchmark}.csv"
@@ -130,6 +132,7 @@ def _settings(
     base: str,
     least: int,
     warmup: int,
+    loops: bool,
 ) -> Settings:
     least = QUICK_REPEATS if options.quick else least
     repeats = options.repeats or least
@@ -148,4 +151,5 @@ def _settings(
         seed=options.seed,
         cold=options.cold,
         graph=options.graph,
+        loops=loops,
     )

@@ -82,6 +82,7 @@ class Settings:
         seed: Of the order in each repeat.
         cold: Inputs take turns, so many that none is in the last-level cache.
         graph: Replay CUDA graphs in place of launching kernels.
+        loops: A call is timed after another of the same contender.
     """
 
     repeats: int = MIN_REPEATS
@@ -89,6 +90,7 @@ class Settings:
     seed: int = 0
     cold: bool = False
     graph: bool = False
+    loops: bool = False
 
 
 @dataclass
@@ -117,6 +119,7 @@ def measure(task: Task, settings: Settings) -> list[Row]:
         repeats=settings.repeats,
         warmup=settings.warmup,
         seed=settings.seed,
+        loops=settings.loops,
     )
     rows = [_timed(entry.row, times.get(entry.row.contender)) for entry in entries]
     return with_ratios(rows)

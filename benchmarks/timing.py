@@ -38,6 +38,7 @@ def interleaved(
     repeats: int,
     warmup: int,
     seed: int,
+    loops: bool = False,
 ) -> dict[str, list[float]]:
     """Time every contender once in each repeat, in an order shuffled anew.
 
@@ -47,6 +48,8 @@ def interleaved(
         repeats: Times taken per contender.
         warmup: Rounds before that.
         seed: Of the shuffling.
+        loops: A call is timed after another of the same contender, as a step of a loop comes after a step: it finds
+            its own memory again, not what a contender with other tensors left.
     """
     shuffle = random.Random(seed).shuffle
     names = list(calls)
@@ -55,6 +58,8 @@ def interleaved(
         shuffle(names)
         for name in names:
             own = calls[name]
+            if loops:
+                own[repeat % len(own)]()
             elapsed = clock(own[repeat % len(own)])
             if repeat >= warmup:
                 times[name].append(elapsed)

@@ -40,6 +40,21 @@ def test_every_repeat_has_its_own_order():
     assert run(0)[0] == log and run(1)[0] != log
 
 
+def test_steps_of_loops_are_timed_after_their_own():
+    log = []
+    calls = {name: [lambda n=name: log.append(n)] for name in "abc"}
+
+    def clock(call):
+        log.append("timed")
+        call()
+        return 0.0
+
+    timing.interleaved(calls, clock, repeats=3, warmup=1, seed=0, loops=True)
+    turns = [log[i : i + 3] for i in range(0, len(log), 3)]
+    assert len(turns) == 4 * 3
+    assert all(before == name and mark == "timed" for before, mark, name in turns)
+
+
 def test_cold_inputs_exceed_the_cache(monkeypatch):
     monkeypatch.setattr(hardware, "last_level_cache", lambda device: 1 << 20)
     inputs = [torch.zeros(1 << 16), torch.zeros(1 << 16)]
