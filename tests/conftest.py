@@ -18,9 +18,10 @@ def _same_start():
     # Not above: with torch._dynamo it imports triton, for which tests/triton_interpreter has a choice to make first.
     import ssp_fused
     from ssp_fused import _chain
+    from ssp_fused._chain.replay import Replays
 
     torch.manual_seed(0)
-    _chain._REPLAYS.forget()  # ops that a test replaces would be in them
+    _chain._REPLAYS = Replays()  # ops that a test replaces would be in them
     threads = torch.get_num_threads()
     with ssp_fused.use_backend("auto"):
         yield

