@@ -7,7 +7,9 @@ import torch
 from accuracy import DTYPES, LARGE_SHAPE, cases, lay_out
 from chains import make, needs_cpu_backend, randomize
 from op_judge import Inputs, each_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import ssp_fused
 from ssp_fused import _ops, reference
 from ssp_fused._layout import empty, is_rows, mask_shape
 from ssp_fused.nn import SSPStack
@@ -181,3 +183,27 @@ def test_a_chain_writes_over_nothing_that_is_still_read(kind, recording, layout,
         expected = run()
     torch.testing.assert_close(run(), expected, rtol=0, atol=0)
     assert torch.equal(x, before[0]) and torch.equal(dy, before[1])
+
+
+def test_a_training_pass_writes_every_z_over_the_last():
+    """Of one shape; another shape is a tensor of its own."""
+    stack = randomize(make(("ssp22", "ssp33", "downsample", "ssp22"), 8, dtype=torch.float32), 0)
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    written = []
+
+    class Witness(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is OPS.batch_norm_act_backward.out and kwargs["z"] is not None:
+                written.append(kwargs["z"])
+            return func(*args, **(kwargs or {}))
+
+    with ssp_fused.use_backend("cpu"):
+        y = stack(x)
+        with Witness():
+            y.sum().backward()
+    addresses = {}
+    for z in written:
+        addresses.setdefault(z.shape, set()).add(z.data_ptr())
+    assert len(written) == 2 * (2 + 3 + 1 + 2)
+    # x's shape comes before the subsampling block, and in its norm1; the other one behind it.
+    assert [len(found) for found in addresses.values()] == [1, 1]
