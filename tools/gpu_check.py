@@ -2,17 +2,19 @@
 
 Writes ``gpu_check.json`` (machine, versions, commit, results of each group) into the folder given,
 with the build's and pytest's own output beside it, and ends in one line per group. The exit status
-is 0 only if every group passed, and each that wants a GPU passed at least one test. Only
+is 0 only if every group asked for passed, and each that wants a GPU passed at least one test. Only
 compute-sanitizer's groups may be left out, where it is not installed; the report says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +34,7 @@ GROUPS = {
     "execution": ["tests/gpu/test_execution_gpu.py", "-k", "not large"],
     "large": ["tests/gpu/test_execution_gpu.py", "-k", "large"],
     "chains": ["tests/gpu/test_chains_gpu.py"],
+    "attacks": ["tests/gpu/test_graphs_cuda.py"],
     "build": ["tests/test_build.py"],
     "math": ["tests/test_math.py"],
 }
@@ -43,8 +46,12 @@ SANITIZED = {
     "initcheck": [TABLE, "-k", f"TestCuda and {SMALL}"],
 }
 ON_GPU = set(GROUPS) - {"build", "math"} | set(SANITIZED)
-AT_ONCE = 6
+AT_ONCE = max(4, (os.cpu_count() or 1) // 2)
+# Of pytest-xdist, where it is installed, for a group of the table.
+PROCESSES = max(1, (os.cpu_count() or 1) // 4)
 ERROR_STATUS = 9
+TIMED_OUT = 124
+GRACE = 30  # seconds in which a group that ran too long may report
 
 
 def printed(command: list[str]) -> str | None:
@@ -73,17 +80,32 @@ def machine() -> dict:
     }
 
 
-def run(command: list[str], log: Path, **variables: str) -> tuple[int, float]:
-    """Run a command in the source tree, its output into ``log``: exit status and seconds."""
+def run(
+    command: list[str], log: Path, timeout: float | None = None, **variables: str
+) -> tuple[int, float]:
+    """Run a command in the source tree, its output into ``log``: exit status and seconds.
+
+    After ``timeout`` seconds it is interrupted, so that it reports what it has, and a little later killed.
+    """
     start = time.monotonic()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, **variables}
     with log.open("w") as file:
-        status = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=file).returncode
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=file, stderr=file)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            status = TIMED_OUT
     return status, round(time.monotonic() - start, 1)
 
 
-def run_group(name: str, out: Path) -> dict:
+def run_group(name: str, out: Path, timeout: float | None) -> dict:
     """Run one group of tests and count its results."""
     report = out / f"{name}.xml"
     report.unlink(missing_ok=True)
@@ -99,7 +121,9 @@ def run_group(name: str, out: Path) -> dict:
         variables["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     else:
         command += GROUPS[name]
-    status, seconds = run(command, out / f"{name}.log", **variables)
+        if TABLE in command and importlib.util.find_spec("xdist"):
+            command += ["-n", str(PROCESSES)]
+    status, seconds = run(command, out / f"{name}.log", timeout, **variables)
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     if report.is_file():
         suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -111,15 +135,16 @@ def run_group(name: str, out: Path) -> dict:
         "passed": passed,
         "failed": failed,
         "skipped": counts["skipped"],
+        "timed_out": status == TIMED_OUT,
         "seconds": seconds,
     }
 
 
-def run_groups(out: Path) -> dict[str, dict]:
-    """Results of all groups, of which several run at a time."""
-    names = [*GROUPS, *SANITIZED]
+def run_groups(names: list[str], out: Path, timeout: float | None) -> dict[str, dict]:
+    """Results of the groups, of which several run at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(names, pool.map(lambda name: run_group(name, out), names), strict=True))
+        results = pool.map(lambda name: run_group(name, out, timeout), names)
+        return dict(zip(names, results, strict=True))
 
 
 def described(group: dict) -> str:
@@ -128,21 +153,26 @@ def described(group: dict) -> str:
         return f"not run: {group['not_run']}"
     verdict = "ok" if group["ok"] else "FAILED"
     counts = ", ".join(f"{group[key]} {key}" for key in ("passed", "failed", "skipped"))
-    return f"{verdict}, {counts}, {group['seconds']} s"
+    stopped = ", stopped" if group["timed_out"] else ""
+    return f"{verdict}, {counts}, {group['seconds']} s{stopped}"
 
 
 def main() -> int:
     """Build, test, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [*GROUPS, *SANITIZED]
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    out = parser.parse_args().out.resolve()
+    parser.add_argument("--groups", nargs="+", choices=names, default=names, metavar="GROUP")
+    parser.add_argument("--timeout", type=float, help="seconds after which a group is stopped")
+    options = parser.parse_args()
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "tools" / "native_build.py")]
     status, seconds = run(command, out / "compile.log", SSP_FUSED_CUDA="1")
     report = {"machine": machine(), "compile": {"ok": status == 0, "seconds": seconds}}
     if status == 0:
         report["build_info"] = json.loads((ROOT / "ssp_fused" / "_build_info.json").read_text())
-        groups = run_groups(out)
+        groups = run_groups(options.groups, out, options.timeout)
     else:
         print((out / "compile.log").read_text(), end="")
         groups = {}
