@@ -62,6 +62,13 @@ def test_pointwise_tiles_cover_the_matrix(shape, rows, operands, itemsize):
         assert chosen.programs < 2**31
 
 
+def test_lines_without_channels_stay_short_of_what_kernels_count():
+    for shape in ((1, 8), (3, 5, 7), (9, 16, 3904, 3904)):
+        matrix = launch.flat_matrix(shape)
+        assert elements(matrix) == math.prod(shape)
+        assert matrix.length < 2**31
+
+
 @over_problems
 def test_a_large_tensor_keeps_every_multiprocessor_busy(shape, rows):
     matrix = launch.pointwise_matrix(shape, rows)
@@ -78,7 +85,7 @@ def test_a_sweep_reaches_every_step_once(shape, rows, per_sample, operands, item
     matrix = launch.sweep_matrix(shape, rows, per_sample=per_sample)
     assert elements(matrix) * matrix.batch == math.prod(shape)
     for device in (SMALL, H200):
-        chosen = launch.sweep(matrix, operands, itemsize, device)
+        chosen = launch.sweep(matrix, operands, itemsize, itemsize, device)
         assert_tile(chosen.tile, matrix, itemsize)
         columns = math.ceil(matrix.length / chosen.tile.length)
         blocks = math.ceil(matrix.lines / chosen.tile.lines)

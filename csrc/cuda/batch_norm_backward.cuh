@@ -6,39 +6,35 @@
 
 namespace ssp {
 
-constexpr int kBatchNormBackwardThreads = 384;  // one block a multiprocessor
-constexpr int kBatchNormBackwardMaxWidth = 4;   // narrow tiles have few partial sums to merge
-constexpr int kBatchNormBackwardBatch = 2;      // units whose loads a thread has in flight
+// One block a multiprocessor, with all its registers.
+template <Access kAccess, bool kFew>
+constexpr int kBatchNormBackwardThreads = kAccess == Access::kNarrow && kFew ? 512 : 384;
+constexpr int kBatchNormBackwardMaxWidth = 4;  // narrow tiles have few partial sums to merge
+constexpr int kBatchNormBackwardBatch = 2;     // units whose loads a thread has in flight
 
-// dz and u are kept; kWords words hold a unit of the wider one.
-template <int kWords>
-using BatchNormBackwardChip = OnChip<2, kWords, kBatchNormBackwardBatch>;
+// dz and u are kept.
+template <Access kAccess>
+using BatchNormBackwardChip = OnChip<2, kAccess, kBatchNormBackwardBatch>;
 
-template <bool kRows, int kWords>
-__global__ void __launch_bounds__(kBatchNormBackwardThreads, 1)
+// kFew: there is one extra at most.
+template <bool kRows, Access kAccess, bool kFew>
+__global__ void __launch_bounds__(kBatchNormBackwardThreads<kAccess, kFew>, 1)
     batch_norm_backward_kernel(const BatchNormBackwardParams params, const Geometry geometry) {
-  struct Raw {
-    RawUnit dz;
-    RawUnit u;
-  };
+  using Chip = BatchNormBackwardChip<kAccess>;
+  using Kept = typename Chip::Kept;
   SSP_DYN_SHARED(float, shared);
   const NormGradient& gradient = params.gradient;
   const Walk<kRows> walk(geometry);
-  const GradientTables tables(shared, geometry.table());
-  const SumScratch scratch(tables.end(), kRows, geometry.tile_channels);
-  tables.fill(walk, gradient);
-  __syncthreads();
-
-  using Chip = BatchNormBackwardChip<kWords>;
-  using Kept = typename Chip::Kept;
-  const int column = kRows ? static_cast<int>(threadIdx.x % geometry.width.divisor) * kUnit : 0;
+  float* dy_xhat = shared + geometry.table();
+  const SumScratch scratch(dy_xhat + geometry.table(), kRows, geometry.tile_channels);
+  const Affine<kRows> affine = affine_of(walk, gradient);
   const float scale = scale_of(gradient);
   const auto unit_gradient = [&](const Kept& kept) {
     float dz[kUnit];
     float u[kUnit];
-    kept.tensor[0].get(gradient.dz.storage, dz);
-    kept.tensor[1].get(gradient.u.storage, u);
-    return UnitGradient<kRows>(Affine<kRows>(tables, column), gradient.activation, scale, dz, u);
+    unpack(kept.tensor[0], gradient.dz.storage, dz);
+    unpack(kept.tensor[1], gradient.u.storage, u);
+    return UnitGradient<kRows>(affine, gradient.activation, scale, dz, u);
   };
 
   Chip chip(scratch.end());
@@ -46,17 +42,16 @@ __global__ void __launch_bounds__(kBatchNormBackwardThreads, 1)
   chip.template fill<kBatchNormBackwardBatch>(
       walk,
       [&](const Place& place) {
-        return Raw{load_unit<true>(gradient.dz, place.offset, place.length),
-                   load_unit<true>(gradient.u, place.offset, place.length)};
+        return Kept{load_unit<kAccess>(gradient.dz, place.offset, place.length),
+                    load_unit<kAccess>(gradient.u, place.offset, place.length)};
       },
-      [&](const Raw& raw, const Place& place, Kept& kept) {
-        kept.tensor[0].set(raw.dz);
-        kept.tensor[1].set(raw.u);
+      [&](const Kept& raw, const Place& place, Kept& kept) {
+        kept = raw;
         UnitGradient<kRows> own = unit_gradient(kept);
         sums.add(own, place.length);
         if (params.z.data == nullptr) return;
         activate_unit(gradient.activation, own.y);
-        store_unit<true>(params.z, place.offset, place.length, pack(own.y, params.z.storage));
+        store_unit(params.z, place.offset, place.length, pack<kAccess>(own.y, params.z.storage));
       });
   write_partial(walk, sums, scratch, params.sums.partials);
   if (geometry.parts > 1) {
@@ -64,48 +59,54 @@ __global__ void __launch_bounds__(kBatchNormBackwardThreads, 1)
   } else {
     __syncthreads();
   }
-  merge_partials(walk, params.sums, scratch, tables.mean_dy, tables.mean_dy_xhat);
-  scale_means(walk, tables, static_cast<double>(geometry.extent.per_channel()));
+  merge_partials(walk, params.sums, scratch, shared, dy_xhat);
+  GradientMeans<kRows> means;
+  means.dy = PerChannel<kRows>::of(shared, walk.column());
+  means.dy_xhat = PerChannel<kRows>::of(dy_xhat, walk.column());
+  means.scale(affine.gamma, static_cast<double>(geometry.extent.per_channel()));
 
-  const Terms<0, true> extras(params.extras);
-  chip.for_each(walk, [&](const Kept& kept, uint32_t unit) {
-    const Place place = walk.at(unit);
-    const auto raw_extras = extras.load(place.offset, place.length);
-    float du[kUnit];
-    own_gradient(unit_gradient(kept), Affine<kRows>(tables, column), tables, column, du);
-    extras.add(raw_extras, du);
-    store_unit<true>(params.du, place.offset, place.length, pack(du, params.du.storage));
-  });
+  const Extras<kAccess, kFew> extras(params.extras);
+  chip.for_each(
+      walk, [&](const Place& place) { return extras.load(place); },
+      [&](const Kept& kept, const Place& place, const auto& raw_extras) {
+        float du[kUnit];
+        own_gradient(unit_gradient(kept), affine, means, du);
+        extras.add(raw_extras, place, du);
+        store_unit(params.du, place.offset, place.length, pack<kAccess>(du, params.du.storage));
+      });
 }
 
-// Calls f<kRows, kWords>().
+// Calls f<kRows, kAccess, kFew>() where all units are aligned.
 template <class F>
-auto with_batch_norm_backward_variant(const NormGradient& gradient, bool rows, const F& f) {
-  const bool narrow =
-      gradient.dz.storage != Storage::kFloat && gradient.u.storage != Storage::kFloat;
-  if (rows) {
-    return narrow ? f.template operator()<true, 4>() : f.template operator()<true, 8>();
-  }
-  return narrow ? f.template operator()<false, 4>() : f.template operator()<false, 8>();
+auto with_batch_norm_backward_variant(const BatchNormBackwardParams& params, const Extent& extent,
+                                      const F& f) {
+  const NormGradient& gradient = params.gradient;
+  const Access access =
+      access_of(extent,
+                addresses(params.extras) | address(gradient.dz.data) | address(gradient.u.data) |
+                    address(params.z.data) | address(params.du.data),
+                is_narrow(params.extras) && is_narrow(gradient.dz) && is_narrow(gradient.u) &&
+                    is_narrow(params.z) && is_narrow(params.du));
+  return with_layout_variant(extent.rows, access, [&]<bool kRows, Access kAccess>() {
+    if constexpr (kAccess != Access::kAny) {
+      return params.extras.count <= 1 ? f.template operator()<kRows, kAccess, true>()
+                                      : f.template operator()<kRows, kAccess, false>();
+    } else {
+      return decltype(f.template operator()<kRows, Access::kWide, true>())();
+    }
+  });
 }
 
 inline OnChipPlan plan_batch_norm_backward_on(const BatchNormBackwardParams& params,
                                               const Extent& extent, const Device& device) {
-  const uintptr_t bits = addresses(params.extras) | address(params.gradient.dz.data) |
-                         address(params.gradient.u.data) | address(params.z.data) |
-                         address(params.du.data);
-  if (!is_aligned(extent, bits)) return {};
-  const auto base_bytes = [](const Geometry& g) {
-    return GradientTables::kTables * sizeof(float) * g.table() +
-           SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
-  };
   return with_batch_norm_backward_variant(
-      params.gradient, extent.rows, [&]<bool kRows, int kWords>() {
-        return plan_on_chip<BatchNormBackwardChip<kWords>>(
-            extent, kBatchNormBackwardMaxWidth, kBatchNormBackwardThreads, device, base_bytes,
-            [](size_t shared) {
-              return SSP_BLOCKS_PER_MULTIPROCESSOR((batch_norm_backward_kernel<kRows, kWords>),
-                                                   kBatchNormBackwardThreads, shared);
+      params, extent, [&]<bool kRows, Access kAccess, bool kFew>() {
+        return plan_on_chip<BatchNormBackwardChip<kAccess>>(
+            extent, kBatchNormBackwardMaxWidth, kBatchNormBackwardThreads<kAccess, kFew>, device,
+            gradient_sums_shared, [](size_t shared) {
+              return SSP_BLOCKS_PER_MULTIPROCESSOR(
+                  (batch_norm_backward_kernel<kRows, kAccess, kFew>),
+                  (kBatchNormBackwardThreads<kAccess, kFew>), shared);
             });
       });
 }
@@ -113,13 +114,13 @@ inline OnChipPlan plan_batch_norm_backward_on(const BatchNormBackwardParams& par
 inline void run_batch_norm_backward(const BatchNormBackwardParams& params, const OnChipPlan& plan,
                                     cudaStream_t stream) {
   const Geometry& g = plan.geometry;
-  with_batch_norm_backward_variant(params.gradient, g.extent.rows, [&]<bool kRows, int kWords>() {
+  with_batch_norm_backward_variant(params, g.extent, [&]<bool kRows, Access kAccess, bool kFew>() {
     if (g.parts > 1) {
-      SSP_LAUNCH_COOPERATIVE((batch_norm_backward_kernel<kRows, kWords>), dim3(g.blocks()),
+      SSP_LAUNCH_COOPERATIVE((batch_norm_backward_kernel<kRows, kAccess, kFew>), dim3(g.blocks()),
                              dim3(g.threads), plan.shared, stream, params, g);
     } else {
-      SSP_LAUNCH((batch_norm_backward_kernel<kRows, kWords>), dim3(g.blocks()), dim3(g.threads),
-                 plan.shared, stream, params, g);
+      SSP_LAUNCH((batch_norm_backward_kernel<kRows, kAccess, kFew>), dim3(g.blocks()),
+                 dim3(g.threads), plan.shared, stream, params, g);
     }
   });
 }

@@ -10,19 +10,28 @@ constexpr int kWarp = 32;
 constexpr int kSegments = 16;  // pieces that a column's values are summed in
 constexpr int kPad = 4;        // keeps the columns of a staged table in different banks
 
-// Shared memory of the sums of a block: the values of all threads, and partial sums by column.
+// Shared memory of the sums of a block: the values of all threads, and partial sums by column. Up
+// to kSums sums are formed at once: totals[k * columns + column].
 struct SumScratch {
+  static constexpr int kSums = 3;
+
   static SSP_HD size_t bytes(bool rows, int threads, int columns) {
     const size_t staged = rows ? sizeof(float) * kUnit * (threads + kPad) : 0;
     const size_t most = columns > threads ? columns : threads;
-    return staged + sizeof(double) * (most + (columns + 1) / 2 * 2);
+    return staged + sizeof(double) * kSums * (most + (columns + 1) / 2 * 2);
   }
   SSP_DEVICE SumScratch(void* shared, bool rows, int columns)
       : staged(static_cast<float*>(shared)),
         partial(reinterpret_cast<double*>(staged + (rows ? kUnit * (blockDim.x + kPad) : 0))),
-        totals(partial + (columns > static_cast<int>(blockDim.x) ? columns : blockDim.x)),
-        after(totals + (columns + 1) / 2 * 2) {}
+        totals(partial + kSums * (columns > static_cast<int>(blockDim.x) ? columns : blockDim.x)),
+        after(totals + kSums * ((columns + 1) / 2 * 2)) {}
   SSP_DEVICE void* end() const { return after; }
+  // The same with totals that begin at `first`.
+  SSP_DEVICE SumScratch from(int first) const {
+    SumScratch rest = *this;
+    rest.totals += first;
+    return rest;
+  }
 
   float* staged;
   double* partial;
@@ -32,65 +41,110 @@ struct SumScratch {
   double* after;
 };
 
-// totals[column] = sum over i < count of value(i, column), formed by the whole block. Ends with a
-// barrier; needs one before it where `value` reads shared memory.
-template <class F>
-SSP_DEVICE void sum_columns(int count, int columns, const SumScratch& scratch, const F& value) {
+// totals[k * columns + column] = the sum over i < count of what add(i, column, sums) adds to
+// sums[k], formed by the whole block. Ends with a barrier; needs one before it where `add` reads
+// shared memory.
+template <int kCount, class F>
+SSP_DEVICE void sum_columns(int count, int columns, const SumScratch& scratch, const F& add) {
+  static_assert(kCount <= SumScratch::kSums);
   const int threads = blockDim.x;
   const int segments = max(1, min(kSegments, threads / columns));
-  for (int i = threadIdx.x; i < columns * segments; i += threads) {
+  const int values = columns * segments;
+  for (int i = threadIdx.x; i < values; i += threads) {
     const int column = i % columns;
-    double sum = 0;
-    for (int j = i / columns; j < count; j += segments) sum += value(j, column);
-    scratch.partial[i] = sum;
+    double sums[kCount] = {};
+#pragma unroll 4
+    for (int j = i / columns; j < count; j += segments) add(j, column, sums);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) scratch.partial[k * values + i] = sums[k];
   }
   __syncthreads();
-  for (int column = threadIdx.x; column < columns; column += threads) {
+  for (int i = threadIdx.x; i < kCount * columns; i += threads) {
+    const double* own = scratch.partial + i / columns * values + i % columns;
     double total = 0;
-    for (int s = 0; s < segments; ++s) total += scratch.partial[s * columns + column];
-    scratch.totals[column] = total;
+    for (int s = 0; s < segments; ++s) total += own[s * columns];
+    scratch.totals[i] = total;
   }
   __syncthreads();
 }
 
-SSP_DEVICE float warp_sum(float value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+// The sum over the lanes whose numbers are the same modulo `width`, a power of two.
+SSP_DEVICE float warp_sum(float value, int width = 1) {
+  for (int offset = kWarp / 2; offset >= width; offset /= 2) {
     value += __shfl_xor_sync(0xffffffffu, value, offset);
   }
   return value;
 }
 
-// totals[column] = the sum of all threads' values of the column. Idle threads' values must be 0.
-// `width`: units of a line in the tile, in rows.
-template <bool kRows>
-SSP_DEVICE void block_sum(const PerChannel<kRows>& values, int width, int active,
+// totals[k * columns + column] = the sum of all threads' values[k] of the column. Idle threads'
+// values must be 0. `width`: units of a line in the tile, in rows.
+template <bool kRows, int kCount>
+SSP_DEVICE void block_sum(const PerChannel<kRows> (&values)[kCount], int width, int active,
                           const SumScratch& scratch) {
+  const int warps = blockDim.x / kWarp;
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
   if constexpr (kRows) {
+    const int columns = kUnit * width;
+    if (kCount * width <= kWarp && (width & (width - 1)) == 0) {  // as much is staged below
+      // What a warp's lanes have of a column first: they lie `width` apart.
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        float* row = scratch.staged + (k * warps + warp) * columns + lane * kUnit;
+#pragma unroll
+        for (int e = 0; e < kUnit; ++e) {
+          const float sum = warp_sum(values[k][e], width);
+          if (lane < width) row[e] = sum;
+        }
+      }
+      __syncthreads();
+      for (int i = threadIdx.x; i < kCount * columns; i += blockDim.x) {
+        const float* own = scratch.staged + i / columns * warps * columns + i % columns;
+        double total = 0;
+        for (int w = 0; w < warps; ++w) total += own[w * columns];
+        scratch.totals[i] = total;
+      }
+      __syncthreads();
+      return;
+    }
     const int pitch = blockDim.x + kPad;
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) scratch.staged[e * pitch + threadIdx.x] = values[e];
-    __syncthreads();
-    sum_columns(active / width, kUnit * width, scratch, [&](int line, int column) {
-      return scratch.staged[column % kUnit * pitch + line * width + column / kUnit];
-    });
+    for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+      for (int e = 0; e < kUnit; ++e) scratch.staged[e * pitch + threadIdx.x] = values[k][e];
+      __syncthreads();
+      const SumScratch own = scratch.from(k * columns);
+      sum_columns<1>(active / width, columns, own, [&](int line, int column, double* sums) {
+        sums[0] += scratch.staged[column % kUnit * pitch + line * width + column / kUnit];
+      });
+    }
   } else {
-    const float sum = warp_sum(values[0]);
-    if (threadIdx.x % kWarp == 0) scratch.partial[threadIdx.x / kWarp] = sum;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const float sum = warp_sum(values[k][0]);
+      if (lane == 0) scratch.partial[k * warps + warp] = sum;
+    }
     __syncthreads();
-    if (threadIdx.x == 0) {
+    for (int k = threadIdx.x; k < kCount; k += blockDim.x) {
       double total = 0;
-      for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) total += scratch.partial[w];
-      scratch.totals[0] = total;
+      for (int w = 0; w < warps; ++w) total += scratch.partial[k * warps + w];
+      scratch.totals[k] = total;
     }
     __syncthreads();
   }
 }
 
+template <bool kRows, int kCount>
+SSP_DEVICE void block_sum(const PerChannel<kRows> (&values)[kCount], const Walk<kRows>& walk,
+                          const SumScratch& scratch) {
+  block_sum(values, static_cast<int>(walk.g.width.divisor), walk.g.active, scratch);
+}
+
 template <bool kRows>
 SSP_DEVICE void block_sum(const PerChannel<kRows>& values, const Walk<kRows>& walk,
                           const SumScratch& scratch) {
-  block_sum(values, static_cast<int>(walk.g.width.divisor), walk.g.active, scratch);
+  const PerChannel<kRows> one[1] = {values};
+  block_sum(one, walk, scratch);
 }
 
 }  // namespace ssp

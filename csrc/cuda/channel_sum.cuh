@@ -13,10 +13,10 @@ constexpr int kChannelSumBatch = 4;  // units whose loads a thread has in flight
 
 inline Geometry channel_sum_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kChannelSumMaxWidth, kChannelSumThreads,
-                          streaming_blocks(extent, kChannelSumBlocks, device));
+                          summing_blocks(extent, kChannelSumBlocks, device), kChannelSumBatch);
 }
 
-template <bool kRows, bool kAligned>
+template <bool kRows, Access kAccess>
 __global__ void __launch_bounds__(kChannelSumThreads, kChannelSumBlocks)
     channel_sum_kernel(const ChannelSumParams params) {
   SSP_DYN_SHARED(float, shared);
@@ -26,12 +26,12 @@ __global__ void __launch_bounds__(kChannelSumThreads, kChannelSumBlocks)
   const uint32_t step = geometry.active;
   auto sum = PerChannel<kRows>::of(0);
   for (uint32_t unit = walk.begin; unit < walk.end; unit += kChannelSumBatch * step) {
-    RawUnit raw[kChannelSumBatch];
+    RawUnit<kAccess> raw[kChannelSumBatch];
 #pragma unroll
     for (int i = 0; i < kChannelSumBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
       const Place place = walk.at(unit + i * step);
-      raw[i] = load_unit<kAligned>(params.g, place.offset, place.length);
+      raw[i] = load_unit<kAccess>(params.g, place.offset, place.length);
     }
 #pragma unroll
     for (int i = 0; i < kChannelSumBatch; ++i) {
@@ -52,9 +52,9 @@ __global__ void __launch_bounds__(kChannelSumThreads, kChannelSumBlocks)
 inline void run_channel_sum(const ChannelSumParams& params, cudaStream_t stream) {
   const Geometry& g = params.geometry;
   with_layout_variant(
-      g.extent.rows, is_aligned(g.extent, address(params.g.data)),
-      [&]<bool kRows, bool kAligned>() {
-        SSP_LAUNCH((channel_sum_kernel<kRows, kAligned>), dim3(g.blocks()), dim3(g.threads),
+      g.extent.rows, access_of(g.extent, address(params.g.data), is_narrow(params.g)),
+      [&]<bool kRows, Access kAccess>() {
+        SSP_LAUNCH((channel_sum_kernel<kRows, kAccess>), dim3(g.blocks()), dim3(g.threads),
                    SumScratch::bytes(kRows, g.threads, g.tile_channels), stream, params);
       });
 }

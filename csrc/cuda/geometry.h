@@ -55,9 +55,11 @@ struct Geometry {
   }
 };
 
-// For statistics over all samples, blocks of `threads`, about `blocks` of them, and rows cut into
-// pieces of at most `max_width` units. The tensor is not empty.
-inline Geometry channel_geometry(const Extent& extent, int max_width, int threads, int blocks) {
+// For statistics over all samples, blocks of `threads`, about `blocks` of them, but no more than
+// give every thread `least` units, and rows cut into pieces of at most `max_width` units. The
+// tensor is not empty.
+inline Geometry channel_geometry(const Extent& extent, int max_width, int threads, int blocks,
+                                 int least = 1) {
   Geometry g{};
   g.extent = extent;
   g.threads = threads;
@@ -81,16 +83,24 @@ inline Geometry channel_geometry(const Extent& extent, int max_width, int thread
     g.tile_stride = extent.s;
     g.active = threads;
   }
-  const int filled = static_cast<int>((int64_t{g.tile_units} + g.active - 1) / g.active);
+  const int64_t units = int64_t{g.active} * least;
+  const int filled = static_cast<int>((int64_t{g.tile_units} + units - 1) / units);
   g.cut(std::max(1, std::min(blocks / g.tiles, filled)));
   return g;
 }
 
-// Blocks of a kernel that need not all be on chip at once. In planes there are several times as
-// many: channels seldom divide them, and more blocks leave less over.
-inline int streaming_blocks(const Extent& extent, int per_multiprocessor, const Device& device) {
+// Blocks of a kernel that sums, whose blocks' sums are to be added up. In planes there are several
+// times as many as a GPU holds: channels seldom divide them, and more blocks leave less over.
+inline int summing_blocks(const Extent& extent, int per_multiprocessor, const Device& device) {
   constexpr int kPlaneWaves = 4;
   return per_multiprocessor * device.multiprocessors * (extent.rows ? 1 : kPlaneWaves);
+}
+
+// Blocks of a kernel that does not: several times as many as a GPU holds, which end at different
+// times and keep its memory busy.
+inline int streaming_blocks(int per_multiprocessor, const Device& device) {
+  constexpr int kWaves = 8;
+  return per_multiprocessor * device.multiprocessors * kWaves;
 }
 
 constexpr int kGroupNormThreads = 384;  // at most

@@ -2,12 +2,20 @@
 
 // The backward of normalization and activation, unit by unit.
 
+#include <type_traits>
+
 #include "block_sum.cuh"
 #include "norm_backward.h"
 #include "normalize.cuh"
 #include "stage.cuh"
 
 namespace ssp {
+
+// Two tables over the tile's channels, and the sums of a block.
+inline size_t gradient_sums_shared(const Geometry& g) {
+  return 2 * sizeof(float) * g.table() +
+         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
+}
 
 // What input_gradient subtracts, beside the affine parameters: tables over the tile's channels.
 struct GradientTables : AffineTables {
@@ -17,16 +25,17 @@ struct GradientTables : AffineTables {
       : AffineTables(shared, table), mean_dy(AffineTables::end()), mean_dy_xhat(mean_dy + table) {}
   SSP_DEVICE void* end() const { return mean_dy_xhat + (mean_dy_xhat - mean_dy); }
 
-  template <bool kRows>
-  SSP_DEVICE void fill(const Walk<kRows>& walk, const NormGradient& gradient) const {
-    AffineTables::fill(walk, gradient.gamma, gradient.beta);
-    fill_table(walk, gradient.mean, 0, mean);
-    fill_table(walk, gradient.rstd, 1, rstd);
-  }
-
   float* mean_dy;
   float* mean_dy_xhat;
 };
+
+// The parameters of the units of a thread that keeps to its channels.
+template <bool kRows>
+SSP_DEVICE Affine<kRows> affine_of(const Walk<kRows>& walk, const NormGradient& gradient) {
+  return Affine<kRows>(walk, PerChannel<kRows>::of(gradient.mean, walk, 0),
+                       PerChannel<kRows>::of(gradient.rstd, walk, 1), gradient.gamma,
+                       gradient.beta);
+}
 
 SSP_DEVICE float scale_of(const NormGradient& gradient) {
   return value_or(gradient.scale_tensor, 0, gradient.scale);
@@ -71,16 +80,31 @@ struct UnitGradient {
   float dy[kUnit];
 };
 
+// The means of gamma dy and gamma dy xhat over the elements that share statistics.
+template <bool kRows>
+struct GradientMeans {
+  PerChannel<kRows> dy = PerChannel<kRows>::of(0);
+  PerChannel<kRows> dy_xhat = PerChannel<kRows>::of(0);
+
+  // From the sums of dy and dy xhat over `count` elements.
+  SSP_DEVICE void scale(const PerChannel<kRows>& gamma, double count) {
+    const double share = 1 / count;
+#pragma unroll
+    for (int e = 0; e < PerChannel<kRows>::kWidth; ++e) {
+      dy[e] = static_cast<float>(gamma[e] * (dy[e] * share));
+      dy_xhat[e] = static_cast<float>(gamma[e] * (dy_xhat[e] * share));
+    }
+  }
+};
+
 // du without the extras, with the statistics' share.
 template <bool kRows>
 SSP_DEVICE void own_gradient(const UnitGradient<kRows>& unit, const Affine<kRows>& affine,
-                             const GradientTables& tables, int column, float (&du)[kUnit]) {
-  const auto mean_dy = PerChannel<kRows>::of(tables.mean_dy, column);
-  const auto mean_dy_xhat = PerChannel<kRows>::of(tables.mean_dy_xhat, column);
+                             const GradientMeans<kRows>& means, float (&du)[kUnit]) {
 #pragma unroll
   for (int e = 0; e < kUnit; ++e) {
-    du[e] = input_gradient(unit.dy[e], unit.xhat[e], affine.rstd[e], affine.gamma[e], mean_dy[e],
-                           mean_dy_xhat[e]);
+    du[e] = input_gradient(unit.dy[e], unit.xhat[e], affine.rstd[e], affine.gamma[e], means.dy[e],
+                           means.dy_xhat[e]);
   }
 }
 
@@ -91,6 +115,33 @@ SSP_DEVICE void fixed_gradient(const float (&dy)[kUnit], const PerChannel<kRows>
 #pragma unroll
   for (int e = 0; e < kUnit; ++e) du[e] = input_gradient(dy[e], rstd[e], gamma[e]);
 }
+
+// The later stages' gradients, added to a unit of du. kFew: there is one at most, loaded ahead.
+template <Access kAccess, bool kFew>
+struct Extras {
+  using Sum = Terms<kFew ? 1 : 0, kAccess, kFew>;
+  struct None {};
+  using Raw = std::conditional_t<kFew, typename Sum::Raw, None>;
+
+  SSP_DEVICE explicit Extras(const TermsParams& params) : sum(params) {}
+
+  SSP_DEVICE Raw load(const Place& place) const {
+    if constexpr (kFew) {
+      return sum.load(place.offset, place.length);
+    } else {
+      return {};
+    }
+  }
+  SSP_DEVICE void add(const Raw& raw, const Place& place, float (&du)[kUnit]) const {
+    if constexpr (kFew) {
+      sum.add(raw, du);
+    } else {
+      sum.load_and_add(place.offset, place.length, du);
+    }
+  }
+
+  Sum sum;
+};
 
 // Sums of a thread's elements by channel.
 template <bool kRows>
@@ -113,13 +164,12 @@ template <bool kRows>
 SSP_DEVICE void write_partial(const Walk<kRows>& walk, const ThreadSums<kRows>& sums,
                               const SumScratch& scratch, SumPartial* partials) {
   SumPartial* own = partials + walk.part * walk.g.extent.c + walk.first_channel();
-  block_sum(sums.dy, walk, scratch);
+  const PerChannel<kRows> both[] = {sums.dy, sums.dy_xhat};
+  block_sum(both, walk, scratch);
+  const int columns = kRows ? walk.g.tile_channels : 1;
   for (int i = threadIdx.x; i < walk.columns(); i += blockDim.x) {
-    own[i].dy = static_cast<float>(scratch.totals[i]);
-  }
-  block_sum(sums.dy_xhat, walk, scratch);
-  for (int i = threadIdx.x; i < walk.columns(); i += blockDim.x) {
-    own[i].dy_xhat = static_cast<float>(scratch.totals[i]);
+    own[i] = {static_cast<float>(scratch.totals[i]),
+              static_cast<float>(scratch.totals[columns + i])};
   }
 }
 
@@ -128,28 +178,19 @@ SSP_DEVICE void write_partial(const Walk<kRows>& walk, const ThreadSums<kRows>& 
 template <bool kRows>
 SSP_DEVICE void merge_partials(const Walk<kRows>& walk, const GradientSums& sums,
                                const SumScratch& scratch, float* dy, float* dy_xhat) {
-  const auto merge = [&](float SumPartial::* member, float* table, float* out) {
-    const SumPartial* partials = sums.partials + walk.first_channel();
-    const int columns = walk.columns();
-    sum_columns(walk.g.parts, columns, scratch, [&](int part, int column) {
-      return static_cast<double>(partials[part * walk.g.extent.c + column].*member);
-    });
-    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-      table[i] = static_cast<float>(scratch.totals[i]);
-      if (walk.part == 0) out[walk.first_channel() + i] = table[i];
-    }
-    __syncthreads();
-  };
-  merge(&SumPartial::dy, dy, sums.dy);
-  merge(&SumPartial::dy_xhat, dy_xhat, sums.dy_xhat);
-}
-
-// Turns tables of sums into tables of the means of gamma dy and gamma dy xhat.
-template <bool kRows>
-SSP_DEVICE void scale_means(const Walk<kRows>& walk, const GradientTables& tables, double count) {
-  for (int i = threadIdx.x; i < walk.g.tile_channels; i += blockDim.x) {
-    tables.mean_dy[i] = static_cast<float>(tables.gamma[i] * (tables.mean_dy[i] / count));
-    tables.mean_dy_xhat[i] = static_cast<float>(tables.gamma[i] * (tables.mean_dy_xhat[i] / count));
+  const SumPartial* partials = sums.partials + walk.first_channel();
+  const int columns = walk.columns();
+  sum_columns<2>(walk.g.parts, columns, scratch, [&](int part, int column, double* totals) {
+    const SumPartial own = partials[part * walk.g.extent.c + column];
+    totals[0] += own.dy;
+    totals[1] += own.dy_xhat;
+  });
+  for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+    dy[i] = static_cast<float>(scratch.totals[i]);
+    dy_xhat[i] = static_cast<float>(scratch.totals[columns + i]);
+    if (walk.part != 0) continue;
+    sums.dy[walk.first_channel() + i] = dy[i];
+    sums.dy_xhat[walk.first_channel() + i] = dy_xhat[i];
   }
   __syncthreads();
 }

@@ -57,28 +57,25 @@ SSP_DEVICE void group_statistics(const Walk<kRows>& walk, const GroupNormParams&
   });
 }
 
-template <bool kRows, int kTerms, bool kAligned>
+template <bool kRows, int kTerms, Access kAccess>
 __global__ void __launch_bounds__(kGroupNormThreads)
     group_norm_kernel(const GroupNormParams params, const Geometry geometry, bool keeps) {
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
   const AffineTables tables(shared, geometry.table());
-  float* biases = tables.end();
-  const SumScratch scratch(biases + geometry.table(), kRows, geometry.tile_channels);
+  const SumScratch scratch(tables.end(), kRows, geometry.tile_channels);
   const Shelf shelf(scratch.end());
   tables.fill(walk, params.gamma, params.beta);
-  const bool biased = params.stage.channel_bias.data != nullptr;
-  if (biased) fill_table(walk, params.stage.channel_bias, 0, biases);
   __syncthreads();
 
   const Storage storage = params.stage.u.storage;
   const int vectors = Shelf::words(storage) / 4;
-  const Stage<kRows, kTerms, kAligned> stage(params.stage, biased ? biases : nullptr);
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
   ThreadMoments<kRows> moments;
   int kept = 0;
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
     moments.add(u, place.length);
-    if (keeps) shelf.put(kept, storage, pack(u, storage));
+    if (keeps) shelf.put(kept, storage, pack<kAccess>(u, storage));
     kept += vectors;
   });
   group_statistics(walk, params, moments, scratch, tables);
@@ -87,7 +84,7 @@ __global__ void __launch_bounds__(kGroupNormThreads)
     float z[kUnit];
     Affine<kRows>(tables, place.column).y(u, z);
     activate_unit(params.activation, z);
-    store_unit<kAligned>(params.z, place.offset, place.length, pack(z, params.z.storage));
+    store_unit(params.z, place.offset, place.length, pack<kAccess>(z, params.z.storage));
   };
   if (!keeps) {
     for_each_stage_unit(walk, stage, normalize);
@@ -103,7 +100,7 @@ __global__ void __launch_bounds__(kGroupNormThreads)
 }
 
 inline size_t group_norm_shared_of(const Geometry& g) {
-  return (AffineTables::kTables + 1) * sizeof(float) * g.table() +
+  return AffineTables::kTables * sizeof(float) * g.table() +
          SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
 }
 
@@ -114,12 +111,13 @@ inline void run_group_norm(const GroupNormParams& params, const Device& device,
   const int units = static_cast<int>((g.part_units() + g.active - 1) / g.active);
   const size_t shelf =
       Shelf::bytes(units, Shelf::words(params.stage.u.storage), g.threads, base, device);
-  const bool aligned =
-      is_aligned(params.extent, addresses(params.stage.sum) | address(params.stage.u.data) |
-                                    address(params.z.data));
-  with_stage_variant(params.extent.rows, params.stage.sum.count, aligned,
-                     [&]<bool kRows, int kTerms, bool kAligned>() {
-                       SSP_LAUNCH((group_norm_kernel<kRows, kTerms, kAligned>), dim3(g.blocks()),
+  const Access access =
+      access_of(params.extent,
+                addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data),
+                is_narrow(params.stage.sum) && is_narrow(params.z));
+  with_stage_variant(params.extent.rows, params.stage.sum.count, access,
+                     [&]<bool kRows, int kTerms, Access kAccess>() {
+                       SSP_LAUNCH((group_norm_kernel<kRows, kTerms, kAccess>), dim3(g.blocks()),
                                   dim3(g.threads), base + shelf, stream, params, g, shelf > 0);
                      });
 }

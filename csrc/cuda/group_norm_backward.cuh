@@ -7,7 +7,7 @@
 namespace ssp {
 
 // A thread's units of dz and of u with its bias, read once and kept on the shelf if there is room.
-template <bool kRows, bool kAligned>
+template <bool kRows, Access kAccess>
 struct GroupUnits {
   SSP_DEVICE GroupUnits(const GroupNormBackwardParams& p, const float* bias_table, void* shared,
                         bool with_shelf)
@@ -26,15 +26,15 @@ struct GroupUnits {
       unpack(shelf.get(i * vectors + dz_vectors, gradient.u.storage), gradient.u.storage, u);
       return;
     }
-    const RawUnit raw_dz = load_unit<kAligned>(gradient.dz, place.offset, place.length);
-    RawUnit raw_u = load_unit<kAligned>(gradient.u, place.offset, place.length);
+    const auto raw_dz = load_unit<kAccess>(gradient.dz, place.offset, place.length);
+    auto raw_u = load_unit<kAccess>(gradient.u, place.offset, place.length);
     unpack(raw_dz, gradient.dz.storage, dz);
     unpack(raw_u, gradient.u.storage, u);
     if (biases != nullptr) {
       const auto bias = PerChannel<kRows>::of(biases, place.column);
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) u[e] += bias[e];
-      raw_u = pack(u, gradient.u.storage);
+      raw_u = pack<kAccess>(u, gradient.u.storage);
       unpack(raw_u, gradient.u.storage, u);
     }
     if (!keeps) return;
@@ -111,7 +111,7 @@ SSP_DEVICE void group_means(const Walk<kRows>& walk, const GroupNormBackwardPara
   __syncthreads();
 }
 
-template <bool kRows, bool kAligned>
+template <bool kRows, Access kAccess>
 __global__ void __launch_bounds__(kGroupNormThreads)
     group_norm_backward_kernel(const GroupNormBackwardParams params, const Geometry geometry,
                                bool keeps) {
@@ -133,8 +133,8 @@ __global__ void __launch_bounds__(kGroupNormThreads)
   if (biased) fill_table(walk, params.channel_bias, 0, tables.biases);
   __syncthreads();
 
-  const GroupUnits<kRows, kAligned> units(params, biased ? tables.biases : nullptr, scratch.end(),
-                                          keeps);
+  const GroupUnits<kRows, kAccess> units(params, biased ? tables.biases : nullptr, scratch.end(),
+                                         keeps);
   const float scale = scale_of(gradient);
   // Calls f(place, own) for the thread's units of the lines first, ..., last - 1, the i-th on.
   const auto for_each = [&](uint32_t begin, uint32_t end, int i, bool first, const auto& f) {
@@ -158,25 +158,25 @@ __global__ void __launch_bounds__(kGroupNormThreads)
       for (int e = 0; e < kUnit; ++e) xhat[e] += e < place.length ? own.xhat[e] : 0;
       if (params.z.data == nullptr) return;
       activate_unit(gradient.activation, own.y);
-      store_unit<kAligned>(params.z, place.offset, place.length, pack(own.y, params.z.storage));
+      store_unit(params.z, place.offset, place.length, pack<kAccess>(own.y, params.z.storage));
     });
     const int columns = kRows ? geometry.tile_channels : 1;
-    block_sum(sums.dy, walk, scratch);
+    const PerChannel<kRows> all[] = {sums.dy, sums.dy_xhat, xhat};
+    block_sum(all, walk, scratch);
     keep_totals(scratch, columns, tables.dy + column);
-    block_sum(sums.dy_xhat, walk, scratch);
-    keep_totals(scratch, columns, tables.dy_xhat + column);
-    block_sum(xhat, walk, scratch);
-    keep_totals(scratch, columns, tables.xhat + column);
+    keep_totals(scratch.from(columns), columns, tables.dy_xhat + column);
+    keep_totals(scratch.from(2 * columns), columns, tables.xhat + column);
     return i;
   };
 
-  const Terms<0, kAligned> extras(params.extras);
+  const Extras<kAccess, false> extras(params.extras);
   const auto finish = [&](const Place& place, const UnitGradient<kRows>& own) {
-    const auto raw_extras = extras.load(place.offset, place.length);
     float du[kUnit];
-    own_gradient(own, Affine<kRows>(tables, place.column), tables, place.column, du);
-    extras.add(raw_extras, du);
-    store_unit<kAligned>(params.du, place.offset, place.length, pack(du, params.du.storage));
+    const GradientMeans<kRows> means{PerChannel<kRows>::of(tables.mean_dy, place.column),
+                                     PerChannel<kRows>::of(tables.mean_dy_xhat, place.column)};
+    own_gradient(own, Affine<kRows>(tables, place.column), means, du);
+    extras.add({}, place, du);
+    store_unit(params.du, place.offset, place.length, pack<kAccess>(du, params.du.storage));
   };
   // In planes a line is a channel, and summed by itself.
   const auto for_each_line = [&](const auto& f) {
@@ -214,12 +214,14 @@ inline void run_group_norm_backward(const GroupNormBackwardParams& params, const
   const uint32_t line_units = g.part_units() / lines;
   const int units = lines * static_cast<int>((line_units + g.active - 1) / g.active);
   const size_t shelf = Shelf::bytes(units, words, g.threads, base, device);
-  const bool aligned =
-      is_aligned(params.extent, addresses(params.extras) | address(gradient.dz.data) |
-                                    address(gradient.u.data) | address(params.z.data) |
-                                    address(params.du.data));
-  with_layout_variant(params.extent.rows, aligned, [&]<bool kRows, bool kAligned>() {
-    SSP_LAUNCH((group_norm_backward_kernel<kRows, kAligned>), dim3(g.blocks()), dim3(g.threads),
+  const Access access =
+      access_of(params.extent,
+                addresses(params.extras) | address(gradient.dz.data) | address(gradient.u.data) |
+                    address(params.z.data) | address(params.du.data),
+                is_narrow(params.extras) && is_narrow(gradient.dz) && is_narrow(gradient.u) &&
+                    is_narrow(params.z) && is_narrow(params.du));
+  with_layout_variant(params.extent.rows, access, [&]<bool kRows, Access kAccess>() {
+    SSP_LAUNCH((group_norm_backward_kernel<kRows, kAccess>), dim3(g.blocks()), dim3(g.threads),
                base + shelf, stream, params, g, shelf > 0);
   });
 }

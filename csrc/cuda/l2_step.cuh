@@ -24,7 +24,7 @@ SSP_DEVICE double block_norm(double square, double* shared) {
 
 // A block for each sample, which passes over it three times: the second and third time it lies in
 // cache. Squares are summed in double, where none of a float overflows.
-template <bool kAligned>
+template <Access kAccess>
 __global__ void __launch_bounds__(kL2StepThreads) l2_step_kernel(const L2StepParams params) {
   SSP_DYN_SHARED(double, shared);
   const int64_t first = blockIdx.x * params.n;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kL2StepThreads) l2_step_kernel(const L2StepPar
   };
   const auto read = [&](const Operand& operand, int64_t offset, int length,
                         float (&values)[kUnit]) {
-    unpack(load_unit<kAligned>(operand, offset, length), operand.storage, values);
+    unpack(load_unit<kAccess>(operand, offset, length), operand.storage, values);
   };
 
   double square = 0;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kL2StepThreads) l2_step_kernel(const L2StepPar
       moved[e] = l2_projection(x[e], moved[e], shrink, static_cast<float>(params.low),
                                static_cast<float>(params.high));
     }
-    store_unit<kAligned>(params.out, offset, length, pack(moved, params.out.storage));
+    store_unit(params.out, offset, length, pack<kAccess>(moved, params.out.storage));
   });
 }
 
@@ -89,9 +89,9 @@ inline void run_l2_step(const L2StepParams& params, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(params.samples));
   const size_t shared = sizeof(double) * kL2StepThreads;
   if (bits % 16 == 0 && params.n % kUnit == 0) {
-    SSP_LAUNCH(l2_step_kernel<true>, grid, dim3(kL2StepThreads), shared, stream, params);
+    SSP_LAUNCH(l2_step_kernel<Access::kWide>, grid, dim3(kL2StepThreads), shared, stream, params);
   } else {
-    SSP_LAUNCH(l2_step_kernel<false>, grid, dim3(kL2StepThreads), shared, stream, params);
+    SSP_LAUNCH(l2_step_kernel<Access::kAny>, grid, dim3(kL2StepThreads), shared, stream, params);
   }
 }
 

@@ -10,6 +10,12 @@
 
 namespace ssp {
 
+// Two tables over the tile's channels, and the sums of a block.
+inline size_t moments_shared(const Geometry& g) {
+  return 2 * sizeof(float) * g.table() +
+         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
+}
+
 // Moments of a thread's elements by channel: sums, and Welford's mean and squared deviations.
 template <bool kRows>
 struct ThreadMoments {
@@ -94,20 +100,21 @@ SSP_DEVICE void merge_partials(const Walk<kRows>& walk, const BatchStatistics& s
   const auto partial = [&](int part, int column) {
     return partials[part * walk.g.extent.c + column];
   };
-  sum_columns(parts, columns, scratch, [&](int part, int column) {
-    return static_cast<double>(walk.part_elements(part)) * partial(part, column).mean;
-  });
-  for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-    means[i] = static_cast<float>(scratch.totals[i] / count);
-  }
-  __syncthreads();
-  sum_columns(parts, columns, scratch, [&](int part, int column) {
+  // The parts' means are about that of the first: in double, no digit of a float is lost.
+  sum_columns<2>(parts, columns, scratch, [&](int part, int column, double* sums) {
     const MomentPartial own = partial(part, column);
-    const double shift = static_cast<double>(own.mean) - means[column];
-    return own.m2 + static_cast<double>(walk.part_elements(part)) * (shift * shift);
+    const double shift = static_cast<double>(own.mean) - partial(0, column).mean;
+    const double weighted = static_cast<double>(walk.part_elements(part)) * shift;
+    sums[0] += weighted;
+    sums[1] += own.m2 + weighted * shift;
   });
   for (int i = threadIdx.x; i < columns; i += blockDim.x) {
-    const float variance = static_cast<float>(scratch.totals[i] / count);
+    const double centre = partial(0, i).mean;
+    const double shift = scratch.totals[i] / count;
+    const Moments merged =
+        moments_about(centre, centre + shift, scratch.totals[columns + i], count);
+    const float variance = static_cast<float>(merged.m2 / count);
+    means[i] = static_cast<float>(merged.mean);
     rstds[i] = reciprocal_deviation(variance, statistics.eps);
     if (walk.part != 0) continue;
     const int64_t channel = walk.first_channel() + i;

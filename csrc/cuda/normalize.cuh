@@ -41,6 +41,14 @@ struct Affine {
         gamma(PerChannel<kRows>::of(tables.gamma, column)),
         beta(PerChannel<kRows>::of(tables.beta, column)) {}
 
+  // Of the units of a thread that keeps to its channels.
+  SSP_DEVICE Affine(const Walk<kRows>& walk, const PerChannel<kRows>& means,
+                    const PerChannel<kRows>& rstds, const Operand& gammas, const Operand& betas)
+      : mean(means),
+        rstd(rstds),
+        gamma(PerChannel<kRows>::of(gammas, walk, 1)),
+        beta(PerChannel<kRows>::of(betas, walk, 0)) {}
+
   SSP_DEVICE float xhat(int e, float u) const { return normalized(u, mean[e], rstd[e]); }
   SSP_DEVICE float y(int e, float xhat) const { return affine(xhat, gamma[e], beta[e]); }
   SSP_DEVICE void y(const float (&u)[kUnit], float (&out)[kUnit]) const {

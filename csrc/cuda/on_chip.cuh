@@ -9,28 +9,12 @@
 
 namespace ssp {
 
-// A unit as stored, in kWords words.
-template <int kWords>
-struct KeptUnit {
-  SSP_DEVICE void set(const RawUnit& raw) {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = raw.words[i];
-  }
-  SSP_DEVICE void get(Storage storage, float (&values)[kUnit]) const {
-    RawUnit raw;
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) raw.words[i] = words[i];
-    unpack(raw, storage, values);
-  }
-
-  uint32_t words[kWords];
-};
-
 // kTensors tensors' units, of which a thread keeps kRegisters in registers.
-template <int kTensors, int kWords, int kRegisters>
+template <int kTensors, Access kAccess, int kRegisters>
 struct OnChip {
+  static constexpr int kWords = RawUnit<kAccess>::kWords;
   struct Kept {
-    KeptUnit<kWords> tensor[kTensors];
+    RawUnit<kAccess> tensor[kTensors];
   };
   static constexpr int kVectors = kTensors * kWords / 4;
   static constexpr int kFirstOnShelf = kRegisters + 1;  // units of a thread that needs a shelf
@@ -74,6 +58,31 @@ struct OnChip {
         f(raw, place, kept);
         put(k + i, kept);
       });
+    }
+  }
+
+  // Calls f(kept, place, raw) for every unit kept, `raw` being what load(place) has loaded: as many
+  // units at once as registers hold.
+  template <bool kRows, class Load, class F>
+  SSP_DEVICE void for_each(const Walk<kRows>& walk, const Load& load, const F& f) const {
+    const auto batch = [&](int first, const auto& kept) {
+      decltype(load(Place{})) raw[kRegisters];
+      Place places[kRegisters];
+#pragma unroll
+      for (int i = 0; i < kRegisters; ++i) {
+        const uint32_t unit = walk.begin + (first + i) * walk.g.active;
+        if (unit >= walk.end) continue;
+        places[i] = walk.at(unit);
+        raw[i] = load(places[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kRegisters; ++i) {
+        if (walk.begin + (first + i) * walk.g.active < walk.end) f(kept(i), places[i], raw[i]);
+      }
+    };
+    batch(0, [&](int i) { return registers[i]; });
+    for (int k = kRegisters; walk.begin + k * walk.g.active < walk.end; k += kRegisters) {
+      batch(k, [&](int i) { return get(k + i); });
     }
   }
 

@@ -19,12 +19,15 @@ struct Shelf {
 
   SSP_DEVICE explicit Shelf(void* shared) : own(static_cast<uint4*>(shared) + threadIdx.x) {}
 
-  SSP_DEVICE void put(int vector, Storage storage, const RawUnit& raw) const {
+  template <Access kAccess>
+  SSP_DEVICE void put(int vector, Storage storage, const RawUnit<kAccess>& raw) const {
     store_words(own + vector * blockDim.x, raw.words);
-    if (storage == Storage::kFloat) store_words(own + (vector + 1) * blockDim.x, raw.words + 4);
+    if constexpr (kAccess != Access::kNarrow) {
+      if (storage == Storage::kFloat) store_words(own + (vector + 1) * blockDim.x, raw.words + 4);
+    }
   }
-  SSP_DEVICE RawUnit get(int vector, Storage storage) const {
-    RawUnit raw;
+  SSP_DEVICE RawUnit<Access::kWide> get(int vector, Storage storage) const {
+    RawUnit<Access::kWide> raw;
     set_words(own[vector * blockDim.x], raw.words);
     if (storage == Storage::kFloat) set_words(own[(vector + 1) * blockDim.x], raw.words + 4);
     return raw;

@@ -7,13 +7,13 @@
 
 namespace ssp {
 
-// A sum of kTerms terms; 0: of as many as the parameters say.
-template <int kTerms, bool kAligned>
+// A sum of kTerms terms; 0: of as many as the parameters say; kAtMost: of so many, but no more.
+template <int kTerms, Access kAccess, bool kAtMost = false>
 struct Terms {
   static constexpr int kSlots = kTerms == 0 ? kMaxTerms : kTerms;
 
   struct Raw {
-    RawUnit terms[kSlots];
+    RawUnit<kAccess> terms[kSlots];
   };
 
   SSP_DEVICE explicit Terms(const TermsParams& terms) : params(terms) {
@@ -23,19 +23,27 @@ struct Terms {
     }
   }
 
-  SSP_DEVICE bool has(int k) const { return kTerms != 0 || k < params.count; }
+  SSP_DEVICE bool has(int k) const { return (kTerms != 0 && !kAtMost) || k < params.count; }
 
   SSP_DEVICE Raw load(int64_t offset, int length) const {
     Raw raw;
 #pragma unroll
     for (int k = 0; k < kSlots; ++k) {
-      if (has(k)) raw.terms[k] = load_unit<kAligned>(params.terms[k], offset, length);
+      if (has(k)) raw.terms[k] = load_unit<kAccess>(params.terms[k], offset, length);
     }
     return raw;
   }
 
   // total += sum_k c_k t_k
   SSP_DEVICE void add(const Raw& raw, float (&total)[kUnit]) const { add_from<0>(raw, total); }
+
+  // The same, each term loaded when its turn comes: registers would not hold many.
+  SSP_DEVICE void load_and_add(int64_t offset, int length, float (&total)[kUnit]) const {
+#pragma unroll
+    for (int k = 0; k < kSlots; ++k) {
+      if (has(k)) add_term(k, load_unit<kAccess>(params.terms[k], offset, length), total);
+    }
+  }
 
   // total = sum_k c_k t_k
   SSP_DEVICE void sum(const Raw& raw, float (&total)[kUnit]) const {
@@ -49,12 +57,15 @@ struct Terms {
   SSP_DEVICE void add_from(const Raw& raw, float (&total)[kUnit]) const {
 #pragma unroll
     for (int k = kFirst; k < kSlots; ++k) {
-      if (!has(k)) continue;
-      float term[kUnit];
-      unpack(raw.terms[k], params.terms[k].storage, term);
-#pragma unroll
-      for (int e = 0; e < kUnit; ++e) total[e] = plus_term(total[e], coefficients[k], term[e]);
+      if (has(k)) add_term(k, raw.terms[k], total);
     }
+  }
+
+  SSP_DEVICE void add_term(int k, const RawUnit<kAccess>& raw, float (&total)[kUnit]) const {
+    float term[kUnit];
+    unpack(raw, params.terms[k].storage, term);
+#pragma unroll
+    for (int e = 0; e < kUnit; ++e) total[e] = plus_term(total[e], coefficients[k], term[e]);
   }
 
   const TermsParams& params;
@@ -62,28 +73,35 @@ struct Terms {
 };
 
 // u as stored.
-template <bool kRows, int kTerms, bool kAligned>
+template <bool kRows, int kTerms, Access kAccess>
 struct Stage {
-  using Sum = Terms<kTerms, kAligned>;
-  // Units whose loads a thread has in flight: registers allow it more of fewer terms.
-  static constexpr int kBatch = kTerms == 1 ? 4 : kTerms == 0 ? 1 : 2;
+  using Sum = Terms<kTerms, kAccess>;
+  // Units whose loads a thread has in flight: registers allow it more of fewer terms, of narrow
+  // ones, and in planes, where it has no parameters for each element of a unit.
+  static constexpr bool kRoom = !kRows || kAccess == Access::kNarrow;
+  static constexpr int kBatch = kTerms == 0   ? 1
+                                : kTerms == 1 ? (kRoom ? 4 : 2)
+                                : kTerms == 2 ? 2
+                                              : (kRoom ? 2 : 1);
 
-  // `bias`: the table of the channels' biases, null without any.
-  SSP_DEVICE Stage(const StageParams& stage, const float* bias_table)
-      : params(stage), sum(stage.sum), bias(bias_table) {}
+  SSP_DEVICE Stage(const StageParams& stage, const Walk<kRows>& walk)
+      : params(stage), sum(stage.sum), first_channel(walk.first_channel()) {
+    if constexpr (kRows) bias = PerChannel<kRows>::of(params.channel_bias, walk, 0);
+  }
 
   // Fills u, and returns it packed in its dtype.
-  SSP_DEVICE RawUnit produce(const typename Sum::Raw& raw, const Place& place,
-                             float (&u)[kUnit]) const {
+  SSP_DEVICE RawUnit<kAccess> produce(const typename Sum::Raw& raw, const Place& place,
+                                      float (&u)[kUnit]) const {
     sum.sum(raw, u);
-    if (bias != nullptr) {
-      const auto added = PerChannel<kRows>::of(bias, place.column);
+    if (params.channel_bias.data != nullptr) {
+      auto added = bias;
+      if constexpr (!kRows) added[0] = value_at(params.channel_bias, first_channel + place.column);
 #pragma unroll
       for (int e = 0; e < kUnit; ++e) u[e] += added[e];
     }
-    const RawUnit stored = pack(u, params.u.storage);
+    const auto stored = pack<kAccess>(u, params.u.storage);
     if (params.u.data != nullptr) {
-      store_unit<kAligned>(params.u, place.offset, place.length, stored);
+      store_unit<kAccess>(params.u, place.offset, place.length, stored);
     }
     unpack(stored, params.u.storage, u);
     return stored;
@@ -91,17 +109,18 @@ struct Stage {
 
   const StageParams& params;
   Sum sum;
-  const float* bias;
+  int64_t first_channel;   // of the tile
+  PerChannel<kRows> bias;  // of a thread's units, in rows
 };
 
 // Calls f(place, u) for the units begin, begin + step, ... before end.
-template <bool kRows, int kTerms, bool kAligned, class F>
+template <bool kRows, int kTerms, Access kAccess, class F>
 SSP_DEVICE void for_each_stage_unit(const Walk<kRows>& walk,
-                                    const Stage<kRows, kTerms, kAligned>& stage, const F& f) {
-  constexpr int kBatch = Stage<kRows, kTerms, kAligned>::kBatch;
+                                    const Stage<kRows, kTerms, kAccess>& stage, const F& f) {
+  constexpr int kBatch = Stage<kRows, kTerms, kAccess>::kBatch;
   const uint32_t step = walk.g.active;
   for (uint32_t unit = walk.begin; unit < walk.end; unit += kBatch * step) {
-    typename Terms<kTerms, kAligned>::Raw raw[kBatch];
+    typename Terms<kTerms, kAccess>::Raw raw[kBatch];
     Place places[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -127,37 +146,59 @@ inline uintptr_t addresses(const TermsParams& terms) {
   return bits;
 }
 
-// Whether all units are whole and on 16 byte boundaries, for operands whose addresses or to `bits`.
-inline bool is_aligned(const Extent& extent, uintptr_t bits) {
-  return extent.line_length() % kUnit == 0 && bits % 16 == 0;
+// Whether an operand that is there has elements of 16 bits.
+inline bool is_narrow(const Operand& operand) {
+  return operand.data == nullptr || operand.storage != Storage::kFloat;
 }
 
-// Calls f<kRows, kTerms, kAligned>(): tensors that are not aligned take the general path.
+inline bool is_narrow(const TermsParams& terms) {
+  for (int k = 0; k < terms.count; ++k) {
+    if (!is_narrow(terms.terms[k])) return false;
+  }
+  return true;
+}
+
+// How to access operands whose addresses or to `bits`, and which are all narrow or not.
+inline Access access_of(const Extent& extent, uintptr_t bits, bool narrow) {
+  if (extent.line_length() % kUnit != 0 || bits % 16 != 0) return Access::kAny;
+  return narrow ? Access::kNarrow : Access::kWide;
+}
+
+// Calls f<kRows, kAccess>().
 template <class F>
-void with_stage_variant(bool rows, int count, bool aligned, const F& f) {
+auto with_layout_variant(bool rows, Access access, const F& f) {
   const auto with_rows = [&]<bool kRows>() {
-    if (!aligned) return f.template operator()<kRows, 0, false>();
-    switch (count) {
-      case 1:
-        return f.template operator()<kRows, 1, true>();
-      case 2:
-        return f.template operator()<kRows, 2, true>();
-      case 3:
-        return f.template operator()<kRows, 3, true>();
+    switch (access) {
+      case Access::kNarrow:
+        return f.template operator()<kRows, Access::kNarrow>();
+      case Access::kWide:
+        return f.template operator()<kRows, Access::kWide>();
       default:
-        return f.template operator()<kRows, 0, true>();
+        return f.template operator()<kRows, Access::kAny>();
     }
   };
   return rows ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
 }
 
-// Calls f<kRows, kAligned>().
+// Calls f<kRows, kTerms, kAccess>(): tensors that are not aligned take the general path.
 template <class F>
-void with_layout_variant(bool rows, bool aligned, const F& f) {
-  const auto with_rows = [&]<bool kRows>() {
-    return aligned ? f.template operator()<kRows, true>() : f.template operator()<kRows, false>();
-  };
-  return rows ? with_rows.template operator()<true>() : with_rows.template operator()<false>();
+auto with_stage_variant(bool rows, int count, Access access, const F& f) {
+  return with_layout_variant(rows, access, [&]<bool kRows, Access kAccess>() {
+    if constexpr (kAccess == Access::kAny) {
+      return f.template operator()<kRows, 0, kAccess>();
+    } else {
+      switch (count) {
+        case 1:
+          return f.template operator()<kRows, 1, kAccess>();
+        case 2:
+          return f.template operator()<kRows, 2, kAccess>();
+        case 3:
+          return f.template operator()<kRows, 3, kAccess>();
+        default:
+          return f.template operator()<kRows, 0, kAccess>();
+      }
+    }
+  });
 }
 
 }  // namespace ssp

@@ -15,7 +15,7 @@ inline int stage_dots_blocks_on(int64_t n, const Device& device) {
 }
 
 // A thread's sums are in double: they cancel, and there are few of them.
-template <bool kAligned>
+template <Access kAccess>
 __global__ void __launch_bounds__(kDotsThreads, kDotsBlocks)
     stage_dots_kernel(const StageDotsParams params) {
   SSP_DYN_SHARED(double, shared);
@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(kDotsThreads, kDotsBlocks)
   const int64_t begin = (int64_t{blockIdx.x} * kDotsThreads + threadIdx.x) * kUnit;
   for (int64_t offset = begin; offset < params.n; offset += step) {
     const int length = static_cast<int>(min(int64_t{kUnit}, params.n - offset));
-    const RawUnit raw_g = load_unit<kAligned>(params.g, offset, length);
-    RawUnit raw[kMaxTerms];
+    const RawUnit<kAccess> raw_g = load_unit<kAccess>(params.g, offset, length);
+    RawUnit<kAccess> raw[kMaxTerms];
 #pragma unroll
     for (int k = 0; k < kMaxTerms; ++k) {
-      if (k < params.count) raw[k] = load_unit<kAligned>(params.terms[k], offset, length);
+      if (k < params.count) raw[k] = load_unit<kAccess>(params.terms[k], offset, length);
     }
     float g[kUnit];
     unpack(raw_g, params.g.storage, g);
@@ -47,8 +47,9 @@ __global__ void __launch_bounds__(kDotsThreads, kDotsBlocks)
   }
   __syncthreads();
   const SumScratch scratch(shared + kMaxTerms * kDotsThreads, false, kMaxTerms);
-  sum_columns(kDotsThreads, params.count, scratch,
-              [&](int thread, int k) { return shared[k * kDotsThreads + thread]; });
+  sum_columns<1>(kDotsThreads, params.count, scratch, [&](int thread, int k, double* totals) {
+    totals[0] += shared[k * kDotsThreads + thread];
+  });
   for (int k = threadIdx.x; k < params.count; k += kDotsThreads) {
     params.partials[blockIdx.x * params.count + k] = static_cast<float>(scratch.totals[k]);
   }
@@ -60,11 +61,11 @@ inline void run_stage_dots(const StageDotsParams& params, cudaStream_t stream) {
   const size_t shared =
       sizeof(double) * kMaxTerms * kDotsThreads + SumScratch::bytes(false, kDotsThreads, kMaxTerms);
   if (bits % 16 == 0 && params.n % kUnit == 0) {
-    SSP_LAUNCH(stage_dots_kernel<true>, dim3(params.blocks), dim3(kDotsThreads), shared, stream,
-               params);
+    SSP_LAUNCH(stage_dots_kernel<Access::kWide>, dim3(params.blocks), dim3(kDotsThreads), shared,
+               stream, params);
   } else {
-    SSP_LAUNCH(stage_dots_kernel<false>, dim3(params.blocks), dim3(kDotsThreads), shared, stream,
-               params);
+    SSP_LAUNCH(stage_dots_kernel<Access::kAny>, dim3(params.blocks), dim3(kDotsThreads), shared,
+               stream, params);
   }
 }
 

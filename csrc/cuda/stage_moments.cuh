@@ -9,28 +9,22 @@ namespace ssp {
 constexpr int kMomentsThreads = 256;
 constexpr int kMomentsBlocks = 2;    // a multiprocessor
 constexpr int kMomentsMaxWidth = 4;  // narrow tiles have few partial moments to merge
+constexpr int kMomentsBatch = 2;     // units of a thread, at least, of a tensor that has enough
 
 inline Geometry stage_moments_geometry_on(const Extent& extent, const Device& device) {
   return channel_geometry(extent, kMomentsMaxWidth, kMomentsThreads,
-                          streaming_blocks(extent, kMomentsBlocks, device));
+                          summing_blocks(extent, kMomentsBlocks, device), kMomentsBatch);
 }
 
-template <bool kRows, int kTerms, bool kAligned>
+template <bool kRows, int kTerms, Access kAccess>
 __global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
     stage_moments_kernel(const StageMomentsParams params) {
   SSP_DYN_SHARED(float, shared);
   const Geometry& geometry = params.geometry;
   const Walk<kRows> walk(geometry);
   float* means = shared;
-  float* biases = means + geometry.table();
-  const SumScratch scratch(biases + geometry.table(), kRows, geometry.tile_channels);
-  const bool biased = params.stage.channel_bias.data != nullptr;
-  if (biased) {
-    fill_table(walk, params.stage.channel_bias, 0, biases);
-    __syncthreads();
-  }
-
-  const Stage<kRows, kTerms, kAligned> stage(params.stage, biased ? biases : nullptr);
+  const SumScratch scratch(means + geometry.table(), kRows, geometry.tile_channels);
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
   ThreadMoments<kRows> moments;
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
     moments.add(u, place.length);
@@ -38,8 +32,7 @@ __global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
 
   block_sum(moments.sum, walk, scratch);
   block_means(walk, scratch, means);
-  const int column = kRows ? static_cast<int>(threadIdx.x % geometry.width.divisor) * kUnit : 0;
-  const auto centre = PerChannel<kRows>::of(means, column);
+  const auto centre = PerChannel<kRows>::of(means, walk.column());
   block_sum(moments.squares_about(centre), walk, scratch);
   write_partial(walk, scratch, means, params.statistics.partials);
 }
@@ -55,18 +48,14 @@ __global__ void __launch_bounds__(kMomentsThreads)
   merge_partials(walk, params.statistics, scratch, shared, rstds);
 }
 
-inline size_t moments_shared(const Geometry& g) {
-  return 2 * sizeof(float) * g.table() +
-         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
-}
-
 inline void run_stage_moments_partials(const StageMomentsParams& params, cudaStream_t stream) {
   const Geometry& g = params.geometry;
-  const bool aligned =
-      is_aligned(g.extent, addresses(params.stage.sum) | address(params.stage.u.data));
-  with_stage_variant(g.extent.rows, params.stage.sum.count, aligned,
-                     [&]<bool kRows, int kTerms, bool kAligned>() {
-                       SSP_LAUNCH((stage_moments_kernel<kRows, kTerms, kAligned>), dim3(g.blocks()),
+  const Access access =
+      access_of(g.extent, addresses(params.stage.sum) | address(params.stage.u.data),
+                is_narrow(params.stage.sum));
+  with_stage_variant(g.extent.rows, params.stage.sum.count, access,
+                     [&]<bool kRows, int kTerms, Access kAccess>() {
+                       SSP_LAUNCH((stage_moments_kernel<kRows, kTerms, kAccess>), dim3(g.blocks()),
                                   dim3(g.threads), moments_shared(g), stream, params);
                      });
 }

@@ -10,40 +10,40 @@ namespace ssp {
 constexpr int kNormActThreads = 256;
 constexpr int kNormActBlocks = 2;     // a multiprocessor
 constexpr int kNormActMaxWidth = 32;  // units of a row that a block works on
+constexpr int kNormActBatch = 2;      // units of a thread, at least, of a tensor that has enough
 
-template <bool kRows, int kTerms, bool kAligned>
+template <bool kRows, int kTerms, Access kAccess>
 __global__ void __launch_bounds__(kNormActThreads, kNormActBlocks)
     stage_norm_act_kernel(const StageNormActParams params, const Geometry geometry) {
+  struct Moments {
+    PerChannel<kRows> mean;
+    PerChannel<kRows> rstd;
+  };
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
-  const AffineTables tables(shared, geometry.table());
-  float* biases = tables.end();
-  if (params.z.data != nullptr) {
-    tables.fill(walk, params.gamma, params.beta);
-    if (params.batch.partials != nullptr) {
-      const SumScratch scratch(biases + geometry.table(), kRows, geometry.tile_channels);
-      merge_partials(walk, params.batch, scratch, tables.mean, tables.rstd);
-    } else {
-      fill_table(walk, params.mean, 0, tables.mean);
-      fill_table(walk, params.rstd, 1, tables.rstd);
-    }
-  }
-  const bool biased = params.stage.channel_bias.data != nullptr;
-  if (biased) fill_table(walk, params.stage.channel_bias, 0, biases);
-  __syncthreads();
-
-  const Stage<kRows, kTerms, kAligned> stage(params.stage, biased ? biases : nullptr);
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
   if (params.z.data == nullptr) {
     for_each_stage_unit(walk, stage, [](const Place&, const float (&)[kUnit]) {});
     return;
   }
+  const auto moments = [&]() {
+    if (params.batch.partials == nullptr) {
+      return Moments{PerChannel<kRows>::of(params.mean, walk, 0),
+                     PerChannel<kRows>::of(params.rstd, walk, 1)};
+    }
+    float* rstds = shared + geometry.table();
+    const SumScratch scratch(rstds + geometry.table(), kRows, geometry.tile_channels);
+    merge_partials(walk, params.batch, scratch, shared, rstds);
+    return Moments{PerChannel<kRows>::of(shared, walk.column()),
+                   PerChannel<kRows>::of(rstds, walk.column())};
+  }();
+  const Affine<kRows> affine(walk, moments.mean, moments.rstd, params.gamma, params.beta);
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
-    const Affine<kRows> affine(tables, place.column);
     float z[kUnit];
     affine.y(u, z);
     if (params.mask != nullptr) params.mask[place.mask_byte] = mask_bits(z, place.length);
     activate_unit(params.activation, z);
-    store_unit<kAligned>(params.z, place.offset, place.length, pack(z, params.z.storage));
+    store_unit(params.z, place.offset, place.length, pack<kAccess>(z, params.z.storage));
   });
 }
 
@@ -54,15 +54,14 @@ inline void run_stage_norm_act(const StageNormActParams& params, const Device& d
   const Geometry geometry =
       merges ? params.batch_geometry
              : channel_geometry(extent, kNormActMaxWidth, kNormActThreads,
-                                streaming_blocks(extent, kNormActBlocks, device));
-  const bool aligned = is_aligned(
-      extent, addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data));
-  const size_t shared =
-      (AffineTables::kTables + 1) * sizeof(float) * geometry.table() +
-      (merges ? SumScratch::bytes(extent.rows, geometry.threads, geometry.tile_channels) : 0);
+                                streaming_blocks(kNormActBlocks, device), kNormActBatch);
+  const Access access = access_of(
+      extent, addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data),
+      is_narrow(params.stage.sum) && is_narrow(params.z));
+  const size_t shared = merges ? moments_shared(geometry) : 0;
   with_stage_variant(
-      extent.rows, params.stage.sum.count, aligned, [&]<bool kRows, int kTerms, bool kAligned>() {
-        SSP_LAUNCH((stage_norm_act_kernel<kRows, kTerms, kAligned>), dim3(geometry.blocks()),
+      extent.rows, params.stage.sum.count, access, [&]<bool kRows, int kTerms, Access kAccess>() {
+        SSP_LAUNCH((stage_norm_act_kernel<kRows, kTerms, kAccess>), dim3(geometry.blocks()),
                    dim3(geometry.threads), shared, stream, params, geometry);
       });
 }

@@ -14,9 +14,9 @@ __global__ void __launch_bounds__(kTotalsThreads) totals_kernel(const TotalsPara
   const int64_t first = blockIdx.x * int64_t{kTotalsColumns};
   const int columns = static_cast<int>(min(int64_t{kTotalsColumns}, params.columns - first));
   const float* table = params.table + first;
-  sum_columns(static_cast<int>(params.rows), columns, scratch, [&](int row, int column) {
-    return static_cast<double>(table[row * params.columns + column]);
-  });
+  sum_columns<1>(
+      static_cast<int>(params.rows), columns, scratch,
+      [&](int row, int column, double* sums) { sums[0] += table[row * params.columns + column]; });
   for (int i = threadIdx.x; i < columns; i += blockDim.x) {
     params.out[first + i] = static_cast<float>(scratch.totals[i]);
   }

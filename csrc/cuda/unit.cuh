@@ -16,10 +16,22 @@ namespace ssp {
 
 constexpr int kUnit = 8;
 
-// A unit as it is stored; the second half of the words is used by float alone.
+// How a kernel reads and writes units. In kWide and kNarrow all of them are whole and lie on 16
+// byte boundaries; in kNarrow all elements have 16 bits, so that a unit takes half the registers.
+enum class Access { kAny, kWide, kNarrow };
+
+// A unit as it is stored; the second half of eight words is used by float alone.
+template <Access kAccess>
 struct RawUnit {
-  uint32_t words[kUnit];
+  static constexpr int kWords = kAccess == Access::kNarrow ? kUnit / 2 : kUnit;
+  uint32_t words[kWords];
 };
+
+// Whether the elements of an operand have 32 bits, which kernels that access kNarrow know.
+template <Access kAccess>
+SSP_DEVICE bool is_wide(Storage storage) {
+  return kAccess != Access::kNarrow && storage == Storage::kFloat;
+}
 
 SSP_DEVICE void set_words(const uint4& four, uint32_t* words) {
   words[0] = four.x;
@@ -36,13 +48,14 @@ SSP_DEVICE void store_words(void* address, const uint32_t* words) {
   *static_cast<uint4*>(address) = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// kAligned: the unit is whole, and its address a multiple of 16 bytes.
-template <bool kAligned>
-SSP_DEVICE RawUnit load_unit(const Operand& from, int64_t offset, int length) {
-  RawUnit raw;
-  const bool wide = from.storage == Storage::kFloat;
+template <Access kAccess>
+SSP_DEVICE RawUnit<kAccess> load_unit(const Operand& from, int64_t offset, int length) {
+  RawUnit<kAccess> raw;
+  const bool wide = is_wide<kAccess>(from.storage);
   const char* address = static_cast<const char*>(from.data) + (offset << (wide ? 2 : 1));
-  if constexpr (kAligned) {
+  if constexpr (kAccess == Access::kNarrow) {
+    load_words(address, raw.words);
+  } else if constexpr (kAccess == Access::kWide) {
     load_words(address, raw.words);
     if (wide) load_words(address + 16, raw.words + 4);
   } else {
@@ -65,11 +78,14 @@ SSP_DEVICE RawUnit load_unit(const Operand& from, int64_t offset, int length) {
   return raw;
 }
 
-template <bool kAligned>
-SSP_DEVICE void store_unit(const Operand& to, int64_t offset, int length, const RawUnit& raw) {
-  const bool wide = to.storage == Storage::kFloat;
+template <Access kAccess>
+SSP_DEVICE void store_unit(const Operand& to, int64_t offset, int length,
+                           const RawUnit<kAccess>& raw) {
+  const bool wide = is_wide<kAccess>(to.storage);
   char* address = static_cast<char*>(to.data) + (offset << (wide ? 2 : 1));
-  if constexpr (kAligned) {
+  if constexpr (kAccess == Access::kNarrow) {
+    store_words(address, raw.words);
+  } else if constexpr (kAccess == Access::kWide) {
     store_words(address, raw.words);
     if (wide) store_words(address + 16, raw.words + 4);
   } else if (wide) {
@@ -91,10 +107,13 @@ SSP_DEVICE float half_value(uint32_t bits) {
   return __half2float(__half(__half_raw{static_cast<unsigned short>(bits)}));
 }
 
-SSP_DEVICE void unpack(const RawUnit& raw, Storage storage, float (&values)[kUnit]) {
-  if (storage == Storage::kFloat) {
+template <Access kAccess>
+SSP_DEVICE void unpack(const RawUnit<kAccess>& raw, Storage storage, float (&values)[kUnit]) {
+  if (is_wide<kAccess>(storage)) {
+    if constexpr (kAccess != Access::kNarrow) {
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) values[e] = bit_cast<float>(raw.words[e]);
+      for (int e = 0; e < kUnit; ++e) values[e] = bit_cast<float>(raw.words[e]);
+    }
   } else if (storage == Storage::kHalf) {
 #pragma unroll
     for (int e = 0; e < kUnit; e += 2) {
@@ -111,11 +130,14 @@ SSP_DEVICE void unpack(const RawUnit& raw, Storage storage, float (&values)[kUni
 }
 
 // Rounded to nearest even.
-SSP_DEVICE RawUnit pack(const float (&values)[kUnit], Storage storage) {
-  RawUnit raw;
-  if (storage == Storage::kFloat) {
+template <Access kAccess>
+SSP_DEVICE RawUnit<kAccess> pack(const float (&values)[kUnit], Storage storage) {
+  RawUnit<kAccess> raw;
+  if (is_wide<kAccess>(storage)) {
+    if constexpr (kAccess != Access::kNarrow) {
 #pragma unroll
-    for (int e = 0; e < kUnit; ++e) raw.words[e] = bit_cast<uint32_t>(values[e]);
+      for (int e = 0; e < kUnit; ++e) raw.words[e] = bit_cast<uint32_t>(values[e]);
+    }
   } else if (storage == Storage::kHalf) {
 #pragma unroll
     for (int e = 0; e < kUnit; e += 2) {

@@ -43,6 +43,13 @@ struct Walk {
             kRows ? in_line * kUnit : static_cast<int>(line) * g.channel_step};
   }
 
+  // The column of the thread's units in the tile's tables, and whether there are any; in planes of
+  // one channel a tile.
+  SSP_DEVICE int column() const {
+    return kRows ? static_cast<int>(threadIdx.x % g.width.divisor) * kUnit : 0;
+  }
+  SSP_DEVICE bool works() const { return begin < end; }
+
   // Channels of the tensor that the tile's columns stand for.
   SSP_DEVICE int64_t first_channel() const { return int64_t{tile} * g.tile_channels; }
   SSP_DEVICE int columns() const {
@@ -95,6 +102,25 @@ struct PerChannel {
       }
     } else {
       channel.value[0] = table[column];
+    }
+    return channel;
+  }
+  // Those of a thread's units, from a vector over all channels.
+  SSP_DEVICE static PerChannel of(const Operand& vector, const Walk<kRows>& walk, float missing) {
+    if (vector.data == nullptr || !walk.works()) return of(missing);
+    const int64_t first = walk.first_channel() + walk.column();
+    PerChannel channel;
+    if constexpr (kRows) {
+      if (first + kUnit <= walk.g.extent.c && vector.storage != Storage::kDouble &&
+          reinterpret_cast<uintptr_t>(vector.data) % 16 == 0) {
+        unpack(load_unit<Access::kWide>(vector, first, kUnit), vector.storage, channel.value);
+        return channel;
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      const bool exists = !kRows || first + e < walk.g.extent.c;
+      channel.value[e] = exists ? value_at(vector, first + e) : missing;
     }
     return channel;
   }

@@ -29,7 +29,7 @@ def linf_kernel(
 ):
     """reference.linf_step. sign(0) and sign(NaN) are 0, as in torch.sign."""
     offset = tl.program_id(0).to(tl.int64) * LENGTH + tl.arange(0, LENGTH)
-    mask = offset < units * UNIT
+    mask = offset < units.to(tl.int64) * UNIT
     g = load(grad, offset, mask)
     centre = load(x, offset, mask)
     sign = (g > 0).to(tl.float32) - (g < 0).to(tl.float32)
@@ -53,7 +53,7 @@ def l2_kernel(
     LENGTH: tl.constexpr,
 ):
     """reference.l2_step: a program takes a sample, over which it passes three times."""
-    length = units * UNIT
+    length = units.to(tl.int64) * UNIT
     base = tl.program_id(0).to(tl.int64) * length
     place = tl.arange(0, LENGTH)
     squares = tl.zeros((LENGTH,), tl.float32)

@@ -14,7 +14,7 @@ from . import operands
 from .backward_apply import apply_kernel
 from .backward_reduce import reduce_kernel
 from .group_norm import group_norm_backward_kernel, group_sums_kernel
-from .operands import Checks, Extras, device_of, narrowest
+from .operands import Checks, Extras, device_of, narrowest, widest
 from .reductions import sum_shares
 from .upstream import Upstream, upstream
 
@@ -65,7 +65,8 @@ def _reduce(given: Upstream, z: Tensor | None) -> tuple[Tensor, ...]:
     if given.dz.numel() == 0:
         return tuple(given.sums(*shape).zero_() for _ in range(kinds))
     matrix = table.sweep_matrix(given.dz.shape, given.rows, per_sample=given.per_sample)
-    chosen = table.sweep(matrix, 2, narrowest(given.dz, given.u), device_of(given.dz))
+    sizes = narrowest(given.dz, given.u), widest(given.dz, given.u)
+    chosen = table.sweep(matrix, 2, *sizes, device_of(given.dz))
     partial = given.sums(kinds, matrix.samples, chosen.slots, c)
     operands.launch(
         reduce_kernel,

@@ -153,7 +153,7 @@ def dots_kernel(g, terms, partial, units, UNIT: tl.constexpr, LENGTH: tl.constex
     """reference.stage_dots: each tile's <g, t_k>."""
     slot = tl.program_id(0).to(tl.int64)
     offset = slot * LENGTH + tl.arange(0, LENGTH)
-    mask = offset < units * UNIT
+    mask = offset < units.to(tl.int64) * UNIT
     gradient = load(g, offset, mask)
     for k in tl.static_range(len(terms)):
         dot = tl.sum(gradient * load(terms[k], offset, mask), 0)

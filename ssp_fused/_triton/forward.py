@@ -32,7 +32,7 @@ def stage_combine(
     if u.numel() == 0:
         return u
     if channel_bias is None:
-        matrix = table.flat_matrix(u.numel())
+        matrix = table.flat_matrix(u.shape)
     else:
         matrix = table.pointwise_matrix(u.shape, stage.rows)
     itemsize = narrowest(*stage.terms, u)
@@ -74,7 +74,9 @@ def _moments(
         return mean.zero_(), variance.zero_(), rstd.fill_(eps).rsqrt_()
     matrix = table.sweep_matrix(stage.like.shape, stage.rows, per_sample=per_sample)
     itemsize = narrowest(*stage.terms, u)
-    chosen = table.sweep(matrix, len(stage.terms), itemsize, device_of(stage.like))
+    # Its moments take as many registers as an operand does.
+    reads = len(stage.terms) + 1
+    chosen = table.sweep(matrix, reads, itemsize, stage.dtype.itemsize, device_of(stage.like))
     partial = stage.statistics(3, matrix.samples, chosen.slots, c)
     operands.launch(
         moments_kernel,

@@ -1,7 +1,8 @@
 """Launch parameters, chosen from shape, layout, dtypes and device in plain Python.
 
-A fixed table: tiles hold so much that enough bytes are in flight whatever the number of operands, and every choice
-is a power of two, so that few kernels are compiled. No autotuning: nothing here depends on data or on time.
+A fixed table, from measurements on an H200 (docs/kernels.md): tiles hold so much that enough bytes are in flight
+whatever the number of operands, and every choice is a power of two, so that few kernels are compiled. No autotuning:
+nothing here depends on data or on time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ _REGISTERS = 65536  # of a multiprocessor, since compute capability 7.0
 _REGISTERS_OF_A_THREAD = 255
 VECTOR_BYTES = 16  # the widest access of a thread
 _LINE = 8  # no tile is shorter: a byte of the mask
+_LONGEST = 1 << 31  # lines are shorter: kernels count their elements in 32 bits
+_CACHE_LINE = 128  # bytes
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,10 @@ def pointwise_matrix(
     return Matrix(1, n * c, s, c, False)
 
 
-def flat_matrix(numel: int) -> Matrix:
-    """The matrix of an op that knows no channels."""
-    return Matrix(1, 1, numel, 1, False)
+def flat_matrix(shape: Sequence[int]) -> Matrix:
+    """The matrix of an op that knows no channels: one line, or one a sample where that would be too long."""
+    lines = 1 if math.prod(shape) < _LONGEST else shape[0]
+    return Matrix(1, lines, math.prod(shape) // lines, 1, False)
 
 
 def sweep_matrix(shape: Sequence[int], rows: bool, *, per_sample: bool = False) -> Matrix:
@@ -181,47 +185,51 @@ def _columns(channels: int) -> int:
 def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> Pointwise:
     """The launch of an op that reads so many operands, the narrowest of ``itemsize`` bytes an element."""
     warps = 4
-    per_thread = 32 if operands <= 2 else 16 if operands <= 4 else 8
+    per_thread = 16 if operands <= 4 else 8
     while True:
         chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
         programs = (
             matrix.samples * cdiv(matrix.lines, chosen.lines) * cdiv(matrix.length, chosen.length)
         )
-        if per_thread == 8 or programs >= 2 * device.multiprocessors:
+        if per_thread == 8 or programs >= device.multiprocessors:
             return Pointwise(chosen, programs)
         per_thread //= 2
 
 
-def sweep(matrix: Matrix, operands: int, itemsize: int, device: Device) -> Sweep:
-    """The launch of a sum over all but the channels, in the terms of ``pointwise``."""
-    warps = 4
+def sweep(matrix: Matrix, operands: int, itemsize: int, widest: int, device: Device) -> Sweep:
+    """The launch of a sum over all but the channels, in the terms of ``pointwise``; the widest has ``widest`` bytes."""
+    warps = 4 if matrix.rows or operands == 1 or widest > 2 else 8
     # Accesses of single elements take a pair of registers each for their addresses.
     narrow = unit(matrix.length, itemsize) == 1
-    per_thread = 8 if narrow or operands > 2 else 16
+    bytes_of_operand = 64 if operands == 1 else 32
+    per_thread = 8 if narrow or operands > 4 else bytes_of_operand // widest
     chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
     columns = cdiv(matrix.length, chosen.length)
     if matrix.rows:
         tiles, steps = columns, cdiv(matrix.lines, chosen.lines)
     else:
         tiles, steps = columns * cdiv(matrix.lines, chosen.lines), matrix.batch
-    wanted = min(cdiv(8 * device.multiprocessors, matrix.samples * tiles), steps)
+    tiles *= matrix.samples
+    # Shares have to be added up: a program of a small tensor takes several steps, while none is without work.
+    programs = min(max(tiles * steps // 8, device.multiprocessors), 4 * device.multiprocessors)
+    wanted = min(cdiv(programs, tiles), steps)
     splits = cdiv(steps, cdiv(steps, wanted))  # as many steps for each
     slots = splits if matrix.rows else splits * columns
-    return Sweep(chosen, splits, slots, matrix.samples * splits * tiles)
+    return Sweep(chosen, splits, slots, splits * tiles)
 
 
 def merge(tables: int, parts: int, channels: int, device: Device) -> Merge:
     """The launch that adds up so many shares of each channel, in each of the tables."""
     width = min(max(power_of_two(tables * channels // device.multiprocessors), 4), 64)
     height = min(max(power_of_two(parts), 64), 8192 // width)
-    warps = min(height * width // (WARP * 32), 8)
+    warps = min(height * width // (WARP * 8), 8)
     return Merge(height, width, max(warps, 1), tables * cdiv(channels, width))
 
 
 def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Groups | None:
     """The launch that keeps whole groups on chip, at most ``capacity`` elements; None where one is too large.
 
-    In rows also where a program would read less than a sector (32 bytes) of each row.
+    In rows also where a program would read less than a cache line of each row.
     """
     per_group = matrix.channels // num_groups
     slots = power_of_two(per_group)
@@ -229,8 +237,8 @@ def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Gro
     places = max(power_of_two(positions), 1 if matrix.rows else _LINE)
     together = min(power_of_two(num_groups), max(4096 // (slots * places), 1))
     if matrix.rows:
-        sector = cdiv(min(32, matrix.channels * itemsize), slots * itemsize)
-        together = max(together, min(power_of_two(sector), power_of_two(num_groups)))
+        piece = cdiv(min(_CACHE_LINE, matrix.channels * itemsize), slots * itemsize)
+        together = max(together, min(power_of_two(piece), power_of_two(num_groups)))
     elements = together * slots * places
     narrow = unit(matrix.length, itemsize) == 1
     if elements > (min(capacity, 4096) if narrow else capacity):

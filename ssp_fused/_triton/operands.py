@@ -92,6 +92,11 @@ def narrowest(*tensors: Tensor | None) -> int:
     return min(tensor.itemsize for tensor in present)
 
 
+def widest(*tensors: Tensor | None) -> int:
+    """Bytes of an element of the widest tensor."""
+    return max(tensor.itemsize for tensor in tensors if tensor is not None)
+
+
 def pointer(tensor: Tensor | None) -> Tensor | None:
     """A vector, dense."""
     return None if tensor is None else tensor.contiguous()

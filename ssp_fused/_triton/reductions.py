@@ -48,7 +48,7 @@ def channel_sum(g: Tensor) -> Tensor:
     if g.numel() == 0:
         return g.new_zeros(c, dtype=torch.float32)
     matrix = table.sweep_matrix(g.shape, rows)
-    chosen = table.sweep(matrix, 1, g.itemsize, device_of(g))
+    chosen = table.sweep(matrix, 1, g.itemsize, g.itemsize, device_of(g))
     partial = g.new_empty(1, chosen.slots, c, dtype=torch.float32)
     operands.launch(
         channel_sum_kernel,

@@ -111,7 +111,7 @@ def moments_kernel(
     store(partial + 2 * size, at, total, exists)
 
 
-@triton.jit(do_not_specialize=["slots", "groups", "per_group", "size", "eps"])
+@triton.jit(do_not_specialize=["slots", "groups", "size", "eps"])
 def merge_moments_kernel(
     partial,
     mean,

@@ -30,10 +30,11 @@ def linf_step(
     if numel == 0:
         return result
     itemsize = operands.narrowest(x_adv, grad, x)
-    chosen = table.pointwise(table.flat_matrix(numel), 3, itemsize, operands.device_of(x_adv))
+    chosen = table.pointwise(table.flat_matrix(x_adv.shape), 3, itemsize, operands.device_of(x_adv))
     tile = chosen.tile
     sizes = {"units": numel // tile.unit, "UNIT": tile.unit, "LENGTH": tile.length}
-    operands.launch(linf_kernel, result, chosen.programs, {**arguments, **sizes}, tile.warps)
+    programs = table.cdiv(numel, tile.length)
+    operands.launch(linf_kernel, result, programs, {**arguments, **sizes}, tile.warps)
     return result
 
 

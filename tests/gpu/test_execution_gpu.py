@@ -164,6 +164,7 @@ def test_large_pointwise_ops(large):
     given = (*norm, RELU, None, None, 1.0, None, *extra)
     last(ops.norm_act_backward, t, 0.5, None, t, None, *given)
     last(ops.linf_step, t, t, t, 0.1, 0.3, 0.0, 1.0)
+    last(ops.l2_step, t, t, t, 0.1, 0.3, 0.0, 1.0)
 
 
 def test_large_reductions(large):
@@ -177,6 +178,7 @@ def test_large_reductions(large):
     assert torch.equal(sums[0], total)
     squares = torch.full_like(total, float(rows + 3 * MANY[3]))
     assert torch.equal(sums[1], squares)
+    torch.testing.assert_close(ops.stage_dots(t, [t]), squares.sum().view(1))
     _, mean, variance = ops.stage_moments([t], [1.0], None, None, False)
     m = rows * MANY[0]
     torch.testing.assert_close(mean.double(), total.double() / m)
