@@ -8,8 +8,10 @@
 
 namespace ssp {
 
-constexpr int kBatchNormThreads = 512;  // one block a multiprocessor, with all its registers
-constexpr int kBatchNormMaxWidth = 4;   // narrow tiles have few partial moments to merge
+// One block a multiprocessor, with all its registers.
+template <Access kAccess>
+constexpr int kBatchNormThreads = kAccess == Access::kNarrow ? 512 : 384;
+constexpr int kBatchNormMaxWidth = 4;  // narrow tiles have few partial moments to merge
 
 // u is kept.
 template <Access kAccess>
@@ -31,7 +33,7 @@ struct BatchNormTables {
 };
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kBatchNormThreads, 1)
+__global__ void __launch_bounds__(kBatchNormThreads<kAccess>, 1)
     batch_norm_kernel(const BatchNormParams params, const Geometry geometry) {
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
@@ -40,7 +42,10 @@ __global__ void __launch_bounds__(kBatchNormThreads, 1)
   using StageUnits = Stage<kRows, kTerms, kAccess>;
   using Chip = BatchNormChip<kAccess>;
   using Kept = typename Chip::Kept;
-  const StageUnits stage(params.stage, walk);
+  const ChannelLoad<kRows> bias(params.stage.channel_bias, walk);
+  const ChannelLoad<kRows> gamma(params.gamma, walk);
+  const ChannelLoad<kRows> beta(params.beta, walk);
+  const StageUnits stage(params.stage, walk, bias);
   const Storage storage = params.stage.u.storage;
   Chip chip(scratch.end());
   auto sum = PerChannel<kRows>::of(0);
@@ -75,9 +80,8 @@ __global__ void __launch_bounds__(kBatchNormThreads, 1)
   }
   merge_partials(walk, params.statistics, scratch, tables.mean, tables.rstd);
 
-  const Affine<kRows> affine(walk, PerChannel<kRows>::of(tables.mean, walk.column()),
-                             PerChannel<kRows>::of(tables.rstd, walk.column()), params.gamma,
-                             params.beta);
+  const Affine<kRows> affine(PerChannel<kRows>::of(tables.mean, walk.column()),
+                             PerChannel<kRows>::of(tables.rstd, walk.column()), gamma, beta);
   chip.for_each(walk, [&](const Kept& kept, uint32_t unit) {
     const Place place = walk.at(unit);
     float u[kUnit];
@@ -116,9 +120,10 @@ inline OnChipPlan plan_batch_norm_on(const BatchNormParams& params, const Extent
   };
   return with_batch_norm_variant(params, extent, [&]<bool kRows, int kTerms, Access kAccess>() {
     return plan_on_chip<BatchNormChip<kAccess>>(
-        extent, kBatchNormMaxWidth, kBatchNormThreads, device, base_bytes, [](size_t shared) {
+        extent, kBatchNormMaxWidth, kBatchNormThreads<kAccess>, device, base_bytes,
+        [](size_t shared) {
           return SSP_BLOCKS_PER_MULTIPROCESSOR((batch_norm_kernel<kRows, kTerms, kAccess>),
-                                               kBatchNormThreads, shared);
+                                               kBatchNormThreads<kAccess>, shared);
         });
   });
 }

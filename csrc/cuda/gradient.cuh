@@ -32,9 +32,11 @@ struct GradientTables : AffineTables {
 // The parameters of the units of a thread that keeps to its channels.
 template <bool kRows>
 SSP_DEVICE Affine<kRows> affine_of(const Walk<kRows>& walk, const NormGradient& gradient) {
-  return Affine<kRows>(walk, PerChannel<kRows>::of(gradient.mean, walk, 0),
-                       PerChannel<kRows>::of(gradient.rstd, walk, 1), gradient.gamma,
-                       gradient.beta);
+  const ChannelLoad<kRows> mean(gradient.mean, walk);
+  const ChannelLoad<kRows> rstd(gradient.rstd, walk);
+  const ChannelLoad<kRows> gamma(gradient.gamma, walk);
+  const ChannelLoad<kRows> beta(gradient.beta, walk);
+  return Affine<kRows>(mean.or_else(0), rstd.or_else(1), gamma, beta);
 }
 
 SSP_DEVICE float scale_of(const NormGradient& gradient) {

@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(kGroupNormThreads)
 
   const Storage storage = params.stage.u.storage;
   const int vectors = Shelf::words(storage) / 4;
-  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk,
+                                            ChannelLoad<kRows>(params.stage.channel_bias, walk));
   ThreadMoments<kRows> moments;
   int kept = 0;
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {

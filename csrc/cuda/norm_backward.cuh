@@ -87,20 +87,19 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
   const Walk<kRows> walk(geometry);
   const bool merges = params.sums.partials != nullptr;
   const bool subtracts = merges || params.sum_dy.data != nullptr;
-  GradientMeans<kRows> means;
+  const ChannelLoad<kRows> sum_dy(params.sum_dy, walk);
+  const ChannelLoad<kRows> sum_dy_xhat(params.sum_dy_xhat, walk);
+  const Affine<kRows> affine = affine_of(walk, gradient);
+  GradientMeans<kRows> means{sum_dy.or_else(0), sum_dy_xhat.or_else(0)};
   if (merges) {
     float* dy_xhat = shared + geometry.table();
     const SumScratch scratch(dy_xhat + geometry.table(), kRows, geometry.tile_channels);
     merge_partials(walk, params.sums, scratch, shared, dy_xhat);
     means.dy = PerChannel<kRows>::of(shared, walk.column());
     means.dy_xhat = PerChannel<kRows>::of(dy_xhat, walk.column());
-  } else if (subtracts) {
-    means.dy = PerChannel<kRows>::of(params.sum_dy, walk, 0);
-    means.dy_xhat = PerChannel<kRows>::of(params.sum_dy_xhat, walk, 0);
   }
   const Extras<kAccess, kFew> extras(params.extras);
   const float scale = scale_of(gradient);
-  const Affine<kRows> affine = affine_of(walk, gradient);
   if (subtracts) {
     const bool counted = params.count_tensor.data != nullptr;
     means.scale(affine.gamma, counted ? value_at(params.count_tensor, 0) : params.count);

@@ -41,13 +41,9 @@ struct Affine {
         gamma(PerChannel<kRows>::of(tables.gamma, column)),
         beta(PerChannel<kRows>::of(tables.beta, column)) {}
 
-  // Of the units of a thread that keeps to its channels.
-  SSP_DEVICE Affine(const Walk<kRows>& walk, const PerChannel<kRows>& means,
-                    const PerChannel<kRows>& rstds, const Operand& gammas, const Operand& betas)
-      : mean(means),
-        rstd(rstds),
-        gamma(PerChannel<kRows>::of(gammas, walk, 1)),
-        beta(PerChannel<kRows>::of(betas, walk, 0)) {}
+  SSP_DEVICE Affine(const PerChannel<kRows>& means, const PerChannel<kRows>& rstds,
+                    const ChannelLoad<kRows>& gammas, const ChannelLoad<kRows>& betas)
+      : mean(means), rstd(rstds), gamma(gammas.or_else(1)), beta(betas.or_else(0)) {}
 
   SSP_DEVICE float xhat(int e, float u) const { return normalized(u, mean[e], rstd[e]); }
   SSP_DEVICE float y(int e, float xhat) const { return affine(xhat, gamma[e], beta[e]); }

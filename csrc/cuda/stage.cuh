@@ -84,10 +84,12 @@ struct Stage {
                                 : kTerms == 2 ? 2
                                               : (kRoom ? 2 : 1);
 
-  SSP_DEVICE Stage(const StageParams& stage, const Walk<kRows>& walk)
-      : params(stage), sum(stage.sum), first_channel(walk.first_channel()) {
-    if constexpr (kRows) bias = PerChannel<kRows>::of(params.channel_bias, walk, 0);
-  }
+  SSP_DEVICE Stage(const StageParams& stage, const Walk<kRows>& walk,
+                   const ChannelLoad<kRows>& biases)
+      : params(stage),
+        sum(stage.sum),
+        first_channel(walk.first_channel()),
+        bias(biases.or_else(0)) {}
 
   // Fills u, and returns it packed in its dtype.
   SSP_DEVICE RawUnit<kAccess> produce(const typename Sum::Raw& raw, const Place& place,

@@ -24,7 +24,8 @@ __global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
   const Walk<kRows> walk(geometry);
   float* means = shared;
   const SumScratch scratch(means + geometry.table(), kRows, geometry.tile_channels);
-  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk,
+                                            ChannelLoad<kRows>(params.stage.channel_bias, walk));
   ThreadMoments<kRows> moments;
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
     moments.add(u, place.length);

@@ -15,29 +15,27 @@ constexpr int kNormActBatch = 2;      // units of a thread, at least, of a tenso
 template <bool kRows, int kTerms, Access kAccess>
 __global__ void __launch_bounds__(kNormActThreads, kNormActBlocks)
     stage_norm_act_kernel(const StageNormActParams params, const Geometry geometry) {
-  struct Moments {
-    PerChannel<kRows> mean;
-    PerChannel<kRows> rstd;
-  };
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
-  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk);
+  const ChannelLoad<kRows> bias(params.stage.channel_bias, walk);
   if (params.z.data == nullptr) {
+    const Stage<kRows, kTerms, kAccess> stage(params.stage, walk, bias);
     for_each_stage_unit(walk, stage, [](const Place&, const float (&)[kUnit]) {});
     return;
   }
-  const auto moments = [&]() {
-    if (params.batch.partials == nullptr) {
-      return Moments{PerChannel<kRows>::of(params.mean, walk, 0),
-                     PerChannel<kRows>::of(params.rstd, walk, 1)};
-    }
+  const ChannelLoad<kRows> mean(params.mean, walk);
+  const ChannelLoad<kRows> rstd(params.rstd, walk);
+  const ChannelLoad<kRows> gamma(params.gamma, walk);
+  const ChannelLoad<kRows> beta(params.beta, walk);
+  Affine<kRows> affine(mean.or_else(0), rstd.or_else(1), gamma, beta);
+  if (params.batch.partials != nullptr) {
     float* rstds = shared + geometry.table();
     const SumScratch scratch(rstds + geometry.table(), kRows, geometry.tile_channels);
     merge_partials(walk, params.batch, scratch, shared, rstds);
-    return Moments{PerChannel<kRows>::of(shared, walk.column()),
-                   PerChannel<kRows>::of(rstds, walk.column())};
-  }();
-  const Affine<kRows> affine(walk, moments.mean, moments.rstd, params.gamma, params.beta);
+    affine.mean = PerChannel<kRows>::of(shared, walk.column());
+    affine.rstd = PerChannel<kRows>::of(rstds, walk.column());
+  }
+  const Stage<kRows, kTerms, kAccess> stage(params.stage, walk, bias);
   for_each_stage_unit(walk, stage, [&](const Place& place, const float (&u)[kUnit]) {
     float z[kUnit];
     affine.y(u, z);

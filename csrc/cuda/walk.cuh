@@ -105,29 +105,54 @@ struct PerChannel {
     }
     return channel;
   }
-  // Those of a thread's units, from a vector over all channels.
-  SSP_DEVICE static PerChannel of(const Operand& vector, const Walk<kRows>& walk, float missing) {
-    if (vector.data == nullptr || !walk.works()) return of(missing);
-    const int64_t first = walk.first_channel() + walk.column();
-    PerChannel channel;
-    if constexpr (kRows) {
-      if (first + kUnit <= walk.g.extent.c && vector.storage != Storage::kDouble &&
-          reinterpret_cast<uintptr_t>(vector.data) % 16 == 0) {
-        unpack(load_unit<Access::kWide>(vector, first, kUnit), vector.storage, channel.value);
-        return channel;
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      const bool exists = !kRows || first + e < walk.g.extent.c;
-      channel.value[e] = exists ? value_at(vector, first + e) : missing;
-    }
-    return channel;
-  }
   SSP_DEVICE float operator[](int e) const { return value[kRows ? e : 0]; }
   SSP_DEVICE float& operator[](int e) { return value[kRows ? e : 0]; }
 
   float value[kWidth];
+};
+
+// What a vector over all channels has for the units of a thread that keeps to its channels: loaded
+// at once, looked at later, so that several vectors are on their way together.
+template <bool kRows>
+struct ChannelLoad {
+  SSP_DEVICE ChannelLoad(const Operand& from, const Walk<kRows>& walk)
+      : vector(from),
+        first(walk.first_channel() + walk.column()),
+        channels(walk.g.extent.c),
+        exists(from.data != nullptr && walk.works()),
+        whole(exists && from.storage != Storage::kDouble) {
+    if constexpr (kRows) {
+      whole =
+          whole && first + kUnit <= channels && reinterpret_cast<uintptr_t>(vector.data) % 16 == 0;
+      if (whole) raw = load_unit<Access::kWide>(vector, first, kUnit);
+    } else {
+      if (whole) raw = load_unit<Access::kAny>(vector, first, 1);
+    }
+  }
+
+  SSP_DEVICE PerChannel<kRows> or_else(float missing) const {
+    auto channel = PerChannel<kRows>::of(missing);
+    if (whole) {
+      float values[kUnit];
+      unpack(raw, vector.storage, values);
+#pragma unroll
+      for (int e = 0; e < PerChannel<kRows>::kWidth; ++e) channel[e] = values[e];
+    } else if (exists) {
+#pragma unroll
+      for (int e = 0; e < PerChannel<kRows>::kWidth; ++e) {
+        if (first + e < channels) channel[e] = value_at(vector, first + e);
+      }
+    }
+    return channel;
+  }
+
+ private:
+  const Operand& vector;
+  int64_t first;
+  int64_t channels;
+  bool exists;
+  bool whole;
+  RawUnit<kRows ? Access::kWide : Access::kAny> raw;
 };
 
 // Fills a table of the tile's channels from a vector over all channels.
