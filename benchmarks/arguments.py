@@ -41,7 +41,9 @@ def add_shared(
     parser.add_argument(
         "--cold", action="store_true", help="rotate inputs past the last-level cache"
     )
-    parser.add_argument("--graph", action="store_true", help="replay CUDA graphs")
+    parser.add_argument(
+        "--graph", action="store_true", help="replay CUDA graphs: times without launching"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="tiny, and nothing compiled: does it run?"
     )

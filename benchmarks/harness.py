@@ -35,6 +35,7 @@ class Work:
             None where it computes something else by design.
         kept: Measures what it keeps for backward, where that means something.
         peak: Measures the most memory it has at a time, in place of the device's own count, which CPUs lack.
+        capturable: Whether it is captured where CUDA graphs are replayed; launched as it is otherwise.
     """
 
     run: Callable[..., object]
@@ -42,6 +43,7 @@ class Work:
     check: Callable[[], str] | None = None
     kept: Callable[[], Kept] | None = None
     peak: Callable[[], int] | None = None
+    capturable: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Settings:
         warmup: Calls before that.
         seed: Of the order in each repeat.
         cold: Inputs take turns, so many that none is in the last-level cache.
-        graph: Replay CUDA graphs in place of launching kernels.
+        graph: Replay CUDA graphs in place of launching kernels, and measure the device's time alone.
         loops: A call is timed after another of the same contender.
     """
 
@@ -113,9 +115,10 @@ def measure(task: Task, settings: Settings) -> list[Row]:
     if len(set(names)) < len(names):
         raise ValueError(f"contenders must have different names, got {names}")
     entries = [_prepare(task, contender, settings) for contender in task.contenders]
+    timing.warm_up(task.device)
     times = timing.interleaved(
         {entry.row.contender: entry.calls for entry in entries if entry.calls},
-        timing.clock_of(task.device),
+        timing.clock_of(task.device, ahead=settings.graph),
         repeats=settings.repeats,
         warmup=settings.warmup,
         seed=settings.seed,
@@ -182,7 +185,7 @@ def _calls(work: Work, device: torch.device, settings: Settings) -> list[timing.
     calls = []
     for index in range(count):
         call = _bound(work.run, work.inputs(index) if index else first)
-        if settings.graph:
+        if settings.graph and work.capturable:
             try:
                 call = timing.captured(call)
             except RuntimeError as error:

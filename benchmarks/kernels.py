@@ -4,6 +4,9 @@ Contenders are checked against the specification in fp64, then timed. "eager" is
 plain PyTorch, "compile-default" the same under torch.compile, "copy" a copy on the device of as many bytes as the op's
 logical ones: the share of its bandwidth stands in the column /copy. Ops of several launches are there as a whole and
 launch by launch. Writes kernels.csv into the folder, and prints a table per case.
+
+On a GPU a time includes the launching where that takes the host longer than the device its work. With --graph every
+contender but the copy is a CUDA graph, and the device's work alone is timed, the copy's too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
 import random
 import statistics
@@ -15,6 +17,11 @@ from torch import Tensor
 from . import hardware
 
 Call = Callable[[], object]
+
+# Some 50 us in which the device waits and the host runs ahead.
+_HEAD_START_CYCLES = 100_000
+# A GPU's clocks are up after some 0.3 s of work.
+_WARM_UP_S = 0.5
 
 
 class Quantiles(NamedTuple):
@@ -66,9 +73,26 @@ def interleaved(
     return times
 
 
-def clock_of(device: torch.device) -> Callable[[Call], float]:
-    """The clock for work on ``device``: the host's around a synchronous call, or the device's own events."""
-    return _device_ms if device.type == "cuda" else _host_ms
+def clock_of(device: torch.device, *, ahead: bool = False) -> Callable[[Call], float]:
+    """The clock for work on ``device``: the host's around a synchronous call, or the device's own events.
+
+    Args:
+        device: Where the work is.
+        ahead: Let a GPU wait until the host has queued the work, which shall not be measured.
+    """
+    return functools.partial(_device_ms, ahead=ahead) if device.type == "cuda" else _host_ms
+
+
+@functools.cache
+def warm_up(device: torch.device) -> None:
+    """Let a GPU compute until its clocks are up, once in a process."""
+    if device.type != "cuda":
+        return
+    matrix = torch.ones(4096, 4096, device=device)
+    start = time.perf_counter()
+    while time.perf_counter() - start < _WARM_UP_S:
+        matrix @ matrix
+        torch.cuda.synchronize(device)
 
 
 def _host_ms(call: Call) -> float:
@@ -77,9 +101,13 @@ def _host_ms(call: Call) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _device_ms(call: Call) -> float:
+def _device_ms(call: Call, *, ahead: bool) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    if ahead:
+        # While the device waits the host queues all that follows: the events enclose the device's work, and not the
+        # launching of it, which can take the host longer than the device its work.
+        torch.cuda._sleep(_HEAD_START_CYCLES)
     start.record()
     call()
     end.record()
@@ -89,14 +117,18 @@ def _device_ms(call: Call) -> float:
 
 def captured(call: Call) -> Call:
     """The call as one replay of a CUDA graph."""
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()
-    torch.cuda.current_stream().wait_stream(stream)
+    # As long as an autograd graph is alive, be it in a cycle, its parameters keep the nodes that take their gradients,
+    # and these the stream they were made on: a captured backward pass would wait for it, which breaks the capture.
+    gc.collect()
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Autograd's threads may do what a capture forbids its own thread, such as making a library's handle.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         call()
 
     def replay() -> Call:

@@ -2,15 +2,11 @@
 
 // _layout.py for the op libraries: the two dense layouts of an activation, on any device.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
-#include <sstream>
 #include <string>
 #include <vector>
+
+#include "pytorch.h"
 
 namespace ssp {
 
@@ -24,13 +20,13 @@ inline std::vector<int64_t> shape_vector(const Tensor& tensor) {
   return shape;
 }
 
-inline std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
-  text << ']';
-  return text.str();
+inline std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
 }
+
+inline std::string shape_of(const Tensor& tensor) { return text_of(shape_vector(tensor)); }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {
   return shape_vector(a) == shape_vector(b);

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include "ops.h"
 
 namespace ssp {

@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import time
 
 import pytest
 import torch
 from benchmark_cases import CPU, FEW
 
-from benchmarks import hardware, harness, timing
+from benchmarks import contenders, hardware, harness, timing
 
 
 def test_quantiles():
@@ -77,3 +78,58 @@ def test_settings_that_cannot_be():
     twice = [harness.Contender("a", lambda: None)] * 2
     with pytest.raises(ValueError, match=r"different names, got \['a', 'a'\]"):
         harness.measure(dataclasses.replace(task, contenders=twice), FEW)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_gpu_waits_for_the_host_where_launching_is_not_timed(monkeypatch, ahead):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def synchronize(self):
+            log.append("end")
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("idle"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("wait"))
+    clock = timing.clock_of(torch.device("cuda"), ahead=ahead)
+    assert clock(lambda: log.append("call")) == 2.0
+    assert log == ["idle", *["wait"] * ahead, "event", "call", "event", "end"]
+
+
+def test_graphs_of_all_but_what_must_not_be_captured(monkeypatch):
+    cuda, log = torch.device("cuda"), []
+
+    def clock_of(device, *, ahead):
+        log.append((device, ahead))
+        return lambda call: float(call() or 1)
+
+    monkeypatch.setattr(timing, "clock_of", clock_of)
+    monkeypatch.setattr(timing, "captured", lambda call: lambda: 2)
+    monkeypatch.setattr(timing, "warm_up", log.append)
+
+    def contender(name, **values):
+        work = harness.Work(lambda: None, lambda index: (), peak=lambda: 0, **values)
+        return harness.Contender(name, lambda: work)
+
+    entrants = [contender("one"), contender("copy", capturable=False)]
+    task = harness.Task("test", "c", "d", cuda, None, entrants)
+    for graph, times in ((True, [2, 1]), (False, [1, 1])):
+        rows = harness.measure(task, dataclasses.replace(FEW, graph=graph))
+        assert [row.median_ms for row in rows] == times
+    assert log == [cuda, (cuda, True), cuda, (cuda, False)]
+    assert not contenders.copy_of(8, CPU).capturable
+
+
+def test_only_a_gpu_is_warmed_up():
+    start = time.perf_counter()
+    timing.warm_up(CPU)
+    assert time.perf_counter() - start < timing._WARM_UP_S

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_op_libraries_are_free_of_python(library):
     if not path.is_file():
         pytest.skip(_extension.load(library))
     assert b"PyObject" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_op_libraries_put_no_number_into_a_stream(library):
+    path = _extension._LIBRARIES[library]
+    if not path.is_file():
+        pytest.skip(_extension.load(library))
+    # ostream::operator<< and what it calls, imported or linked in: see pytorch.h.
+    assert not re.findall(rb"_ZNSo(?:ls[Ea-z]\w*|9_M_insert\w*)", path.read_bytes())
 
 
 def test_tiles_share_no_code_across_instruction_sets():

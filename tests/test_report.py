@@ -58,9 +58,8 @@ def write(root, rows, name="blocks_cpu", gpu=""):
     machine = dataclasses.replace(
         hardware.machine(torch.device("cpu")), gpu=gpu, threads="3", commit="c0ffee"
     )
-    results.write(
-        root / "benchmarks" / "results" / f"{name}.csv", results.with_ratios(rows), machine
-    )
+    rated = [r for own in tables.groups(rows) for r in results.with_ratios(own.values())]
+    results.write(root / "benchmarks" / "results" / f"{name}.csv", rated, machine)
 
 
 def section(root, name, folder="docs"):
@@ -143,6 +142,87 @@ def test_a_gpu_is_not_measured_until_it_is(tree, name):
         and "python -m benchmarks." in text
         and "--device cuda" in text
     )
+
+
+@pytest.fixture
+def on_gpu(tree):
+    """A tree with results of a GPU, as benchmarks there leave them."""
+
+    def rows(benchmark, contenders, cases, directions, **values):
+        return [
+            row(name, ms, case, benchmark=benchmark, direction=direction, device="cuda", **values)
+            for case in cases
+            for direction in directions
+            for name, ms in contenders.items()
+        ]
+
+    times = {"eager": 4.0, "eager-channels-last": 3.0, "fused-cuda": 1.5, "fused-triton": 1.25}
+    compiled = {"compile-default": 2.0, "compile-reduce-overhead": 1.75}
+    cases = [f"ssp22 x1 {shape} bfloat16 channels_last" for shape in ("8x4x2x2", "8x8x1x1")]
+    refused = Row("blocks", cases[0], "fused-cpu", "train", "cuda", "cannot run: no such device")
+    entrants = times | compiled | {"convolutions": 1.0}
+    steps = ("train", "input-gradient")
+    blocks = [*rows("blocks", entrants, cases, steps, kept_bytes=2 << 20), refused]
+    cases = [f"8x4x2x2 float32 {layout}" for layout in ("contiguous", "channels_last")]
+    ops = ("linf_step", "l2_step")
+    entrants = {n: times[n] for n in ("eager", "fused-cuda", "fused-triton")}
+    entrants["compile-default"] = 2.0
+    kernels = [
+        *rows("kernels", entrants, cases, ops, bytes=8, gb_per_s=3.0),
+        *rows("kernels", {"copy": 1.0}, cases, ops, bytes=8, gb_per_s=4.0),
+    ]
+    wrong = dataclasses.replace(kernels[0], contender="compile-default", direction="stage_dots")
+    kernels.append(dataclasses.replace(wrong, status="wrong: dots", median_ms=None, gb_per_s=None))
+    cases = [f"ssp22 x2 100x3x4x4 amp-{amp} channels_last" for amp in ("none", "bfloat16")]
+    entrants = {"published": 50.0, "fused-cuda": 20.0, "fused-cuda-graph": 10.0}
+    values = {"peak_bytes": 20 << 20, "kept_bytes": 1 << 20}
+    adversarial = rows("adversarial", entrants, cases, ("pgd-7 training",), **values)
+    for name, found in (("blocks", blocks), ("kernels", kernels), ("adversarial", adversarial)):
+        write(tree, found, f"{name}_gpu", GPU)
+    return tree
+
+
+def test_results_of_a_gpu_by_hand(on_gpu):
+    text = section(on_gpu, "blocks, GPU")
+    row_of = "4.00 | 3.00 | 1.50 | 1.25 | 2.00 | 1.75 |" + " 2.0 MiB |" * 6
+    for shape in ("8x4x2x2", "8x8x1x1"):
+        for step in ("training", "input gradient"):
+            assert f"| {shape} | {step} | {row_of}" in text
+    assert "ssp22 x1 bfloat16 channels_last" in text and "--graph" in text
+    assert "control" not in text and "fused-cpu" not in text
+
+    text = section(on_gpu, "kernels, GPU")
+    for layout in ("contiguous", "channels_last"):
+        (table,) = re.findall(rf"^{layout}:\n\n((?:\|.*\n)+)", text, re.MULTILINE)
+        for op in ("linf_step", "l2_step"):
+            assert f"| {op} |{' 3.0 (0.75) |' * 4} 4.0 |" in table
+        assert ("| stage_dots | - | - | - | wrong | - |" in table) == (layout == "contiguous")
+    assert "reaches; 8x4x2x2 float32 (" in " ".join(text.split())
+    assert "- torch.compile, stage_dots, 8x4x2x2 float32 contiguous: wrong: dots" in text
+
+    text = section(on_gpu, "adversarial, GPU")
+    assert "| fused-cuda-graph | channels_last | 10000 | 5.00 | 20 MiB | 1.0 MiB |" in text
+    assert "| fused-cuda | channels_last, bfloat16 autocast | 5000 | 2.50 |" in text
+    assert "| peak of a step |" in text
+
+
+def test_documents_show_the_figures_of_a_gpu(on_gpu):
+    names = [name for name in SECTIONS if name.endswith("GPU")]
+    marked = "".join(f"<!-- benchmarks.report: {name} -->\n<!-- end -->\n" for name in names)
+    for page in ("README.md", "docs/results.md"):
+        (on_gpu / page).write_text(marked)
+    assert main([], on_gpu) == 0 and main(["--check"], on_gpu) == 0
+    for page in (on_gpu / "README.md", on_gpu / "docs" / "results.md"):
+        shown = re.findall(r"!\[[\w ,]+\]\((.*)\)", page.read_text())
+        assert [name.split("/")[-1] for name in shown] == [
+            "blocks_time_gpu.svg",
+            "blocks_memory_gpu.svg",
+            "kernels_gpu.svg",
+        ]
+        assert all((page.parent / name).is_file() for name in shown)
+        assert "not measured" not in page.read_text()
+    texts = (on_gpu / "docs" / "figures" / "blocks_time_gpu.svg").read_text()
+    assert "fused-triton" in texts and "8x8x1x1" in texts
 
 
 def test_adversarial_by_hand(tree):

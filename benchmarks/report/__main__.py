@@ -17,9 +17,7 @@ from benchmarks.hardware import ROOT
 from .charts import FIGURES
 from .documents import MarkerError, filled
 from .sections import SECTIONS
-from .sources import Sources
-
-FIGURE_FOLDER = Path("docs", "figures")
+from .sources import FIGURE_FOLDER, Sources
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:

@@ -72,11 +72,16 @@ def blocks(
         rows.append((names[first.case], _STEPS[first.direction], *times, *kept))
     head = ("input", "step", *map(label, timed), *(f"{label(name)} keeps" for name in timed))
     intro = (
-        f"A step through blocks ({common}): time over that of its bare convolutions, medians of {_repeats(own)}, and "
-        f"what is kept for the backward pass ({source.provenance(own)}). In parentheses the control, "
-        "eager entered twice: its difference is the noise."
+        f"A step through blocks ({common or own[0].case}): time over that of its bare convolutions, medians of "
+        f"{_repeats(own)}, and what is kept for the backward pass ({source.provenance(own)})."
     )
-    return f"{paragraph(intro)}\n\n{table(head, rows)}"
+    if CONTROL in contenders(own):
+        intro += " In parentheses the control, eager entered twice: its difference is the noise."
+    parts = [paragraph(intro), table(head, rows)]
+    if device == GPU:
+        parts.append(sources.figure("blocks_time_gpu", "Time over that of the bare convolutions"))
+        parts.append(sources.figure("blocks_memory_gpu", "Kept for the backward pass"))
+    return "\n\n".join(parts)
 
 
 def block_summary(sources: Sources, device: str) -> str:
@@ -139,7 +144,8 @@ def _over_convolutions(group: dict[str, Row], name: str) -> str:
     if row is None or row.over_convolutions is None:
         return "-" if row is None or row.status == OK else row.status.split(":")[0]
     control = group.get(CONTROL)
-    noise = f" ({control.over_convolutions:.2f})" if name == EAGER and control else ""
+    known = control is not None and control.over_convolutions is not None
+    noise = f" ({control.over_convolutions:.2f})" if name == EAGER and known else ""
     return f"{row.over_convolutions:.2f}{noise}"
 
 
@@ -148,25 +154,32 @@ def _both(group: dict[str, Row], *names: str) -> bool:
 
 
 def kernels(sources: Sources, device: str) -> str:
-    """Each op: logical bytes by time, over those of a copy."""
+    """Each op: logical bytes by time, over those of a copy; a table for each case."""
     source = sources.get("kernels", device)
     if source is None:
         return NOT_MEASURED[device]
     timed = [n for n in contenders(source.rows) if n not in (CONTROL, COPY)]
-    rows = []
-    for group in groups(source.rows):
-        first = next(iter(group.values()))
-        copied = group[COPY].gb_per_s if _both(group, COPY) else None
-        rates = [_rate(group.get(name), copied) for name in timed]
-        rows.append((first.direction, *rates, "-" if copied is None else f"{copied:.1f}"))
-    head = ("op", *map(label, timed), label(COPY))
-    cases = ", ".join(dict.fromkeys(r.case for r in source.rows))
+    common, names = shortened(r.case for r in source.rows)
     intro = (
         f"Logical bytes of an op by its median time of {_repeats(source.rows)}, in GB/s, and in parentheses the share "
-        f"of what a copy of as many bytes reaches; {cases} ({source.provenance(source.rows)})."
+        f"of what a copy of as many bytes reaches; {common or ', '.join(names)} ({source.provenance(source.rows)})."
     )
+    parts = [paragraph(intro)]
+    head = ("op", *map(label, timed), label(COPY))
+    for case, name in names.items():
+        rows = []
+        for group in groups(r for r in source.rows if r.case == case):
+            first = next(iter(group.values()))
+            copied = group[COPY].gb_per_s if _both(group, COPY) else None
+            rates = [_rate(group.get(n), copied) for n in timed]
+            rows.append((first.direction, *rates, "-" if copied is None else f"{copied:.1f}"))
+        parts += [f"{name}:"] if len(names) > 1 else []
+        parts.append(table(head, rows))
     refused = "\n".join(refusals(source.rows))
-    return "\n\n".join([paragraph(intro), table(head, rows), *([refused] if refused else [])])
+    parts += [refused] if refused else []
+    if device == GPU:
+        parts.append(sources.figure("kernels_gpu", "Logical bytes by time, against a copy"))
+    return "\n\n".join(parts)
 
 
 def _rate(row: Row | None, copied: float | None) -> str:
@@ -187,18 +200,22 @@ def adversarial(sources: Sources, device: str) -> str:
     for group in groups(source.rows):
         base = group.get(PUBLISHED)
         for row in (r for r in group.values() if r.status == OK):
-            batch, layout = int(row.case.split()[2].split("x")[0]), row.case.split()[-1]
+            *_, sizes, amp, layout = row.case.split()
+            batch = int(sizes.split("x")[0])
+            placed = (
+                layout if amp == "amp-none" else f"{layout}, {amp.removeprefix('amp-')} autocast"
+            )
             noise += [row.p20_ms / row.median_ms, row.p80_ms / row.median_ms]
             over = f"{base.median_ms / row.median_ms:.2f}" if _both(group, PUBLISHED) else "-"
             speed = f"{1e3 * batch / row.median_ms:.0f}"
-            sizes = map(mebibytes, (row.peak_bytes, row.kept_bytes))
-            rows.append((label(row.contender), layout, speed, over, *sizes))
+            memory = map(mebibytes, (row.peak_bytes, row.kept_bytes))
+            rows.append((label(row.contender), placed, speed, over, *memory))
     head = (
         "loop",
         "layout",
         "images/s",
         "over published",
-        "peak of a PGD-10 step",
+        "peak of a PGD-10 step" if device == CPU else "peak of a step",
         "kept by an attack step",
     )
     intro = (

@@ -13,6 +13,7 @@ from benchmarks.hardware import Machine
 from benchmarks.results import Row
 
 RESULTS = Path("benchmarks", "results")
+FIGURE_FOLDER = Path("docs", "figures")
 CPU, GPU = "cpu", "gpu"
 
 # The file's name without its device, and the command that measures it.
@@ -25,8 +26,8 @@ COMMANDS = {
         "adversarial": "python -m benchmarks.adversarial --device cpu",
     },
     GPU: {
-        "blocks": "python -m benchmarks.blocks --device cuda",
-        "kernels": "python -m benchmarks.kernels --device cuda --cold",
+        "blocks": "python -m benchmarks.blocks --device cuda --graph --dtypes bfloat16 --layouts channels_last",
+        "kernels": "python -m benchmarks.kernels --device cuda --graph --cold",
         "adversarial": "python -m benchmarks.adversarial --device cuda",
     },
 }
@@ -103,6 +104,10 @@ class Sources:
     def path(self, name: str) -> Path:
         """Of a result file."""
         return self._root / RESULTS / name
+
+    def figure(self, name: str, title: str) -> str:
+        """A figure of the report, as Markdown."""
+        return f"![{title}]({self.link(self._root / FIGURE_FOLDER / name)}.svg)"
 
     def link(self, path: Path) -> str:
         """From the document to a file."""

@@ -1,11 +1,10 @@
 // Chooses the instruction set of the tile kernels: the widest that the processor has, or the one
 // that SSP_FUSED_CPU_ISA names.
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdlib>
 #include <string>
 
+#include "errors.h"
 #include "tiles.h"
 
 namespace ssp {
@@ -56,8 +55,8 @@ const Isa& chosen_isa() {
       if (asked.empty() || asked == isa.name) return isa;
       usable += (usable.empty() ? "" : ", ") + std::string(isa.name);
     }
-    STD_TORCH_CHECK(false, "SSP_FUSED_CPU_ISA must be unset or one that this processor has (",
-                    usable, "), but is '", asked, "'");
+    SSP_CHECK(false, "SSP_FUSED_CPU_ISA must be unset or one that this processor has (", usable,
+              "), but is '", asked, "'");
   }();
   return chosen;
 }

@@ -136,8 +136,8 @@ Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
   check_dz(op, dz, u);
   check_activation_code(op, activation);
   const Extent e = arguments.extent;
-  STD_TORCH_CHECK(mean.dim() == 2, op, ": mean must have the shape [N, num_groups], but has ",
-                  shape_of(mean));
+  SSP_CHECK(mean.dim() == 2, op, ": mean must have the shape [N, num_groups], but has ",
+            shape_of(mean));
   const int64_t num_groups = mean.size(1);
   check_groups(op, num_groups, e.c);
   check_shape(op, "mean", mean, {e.n, num_groups});

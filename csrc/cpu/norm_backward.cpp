@@ -186,8 +186,8 @@ Tensors<4> batch_gradient(const char* op, const Tensor& dz, double scale,
   if (du_out.has_value()) check_result(op, "du", *du_out, u, rows, u.scalar_type());
   if (z_out.has_value()) check_result(op, "z", *z_out, u, rows, z_dtype);
   if (du_out.has_value() && z_out.has_value()) {
-    STD_TORCH_CHECK(du_out->data_ptr() != z_out->data_ptr() || z_out->numel() == 0, op,
-                    ": du and z must be two tensors, but are one");
+    SSP_CHECK(du_out->data_ptr() != z_out->data_ptr() || z_out->numel() == 0, op,
+              ": du and z must be two tensors, but are one");
   }
   const Tensor du = du_out.has_value() ? *du_out : arguments.empty_like(u.scalar_type());
   const Tensor z = z_out.has_value() ? *z_out

@@ -3,8 +3,6 @@
 // How the work on an activation is cut into chunks. Chunks depend on the shape alone, and partial
 // sums are merged in their order: results are the same for any number of threads.
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>

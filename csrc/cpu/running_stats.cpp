@@ -1,7 +1,5 @@
 // reference.update_running_stats_
 
-#include <torch/csrc/stable/ops.h>
-
 #include "ops.h"
 #include "tensors.h"
 
@@ -31,8 +29,7 @@ void update_running_stats_(const OptionalTensor& running_mean, const OptionalTen
                            const std::optional<double>& momentum) {
   const char* op = "update_running_stats_";
   check_activation(op, "means", means);
-  STD_TORCH_CHECK(means.dim() == 2, op, ": means must have the shape [K, C], but has ",
-                  shape_of(means));
+  SSP_CHECK(means.dim() == 2, op, ": means must have the shape [K, C], but has ", shape_of(means));
   const int64_t uses = means.size(0);
   const int64_t channels = means.size(1);
   check_shape(op, "variances", variances, {uses, channels});

@@ -164,8 +164,8 @@ void stage_norm_act_out(const std::vector<Tensor>& terms, const std::vector<doub
   check_result(op, "z", z, terms[0], rows, result_dtype(op, "z", z.scalar_type(), arguments.dtype));
   if (u.has_value()) {
     check_result(op, "u", *u, terms[0], rows, arguments.dtype);
-    STD_TORCH_CHECK(u->data_ptr() != z.data_ptr() || z.numel() == 0, op,
-                    ": u and z must be two tensors, but are one");
+    SSP_CHECK(u->data_ptr() != z.data_ptr() || z.numel() == 0, op,
+              ": u and z must be two tensors, but are one");
   }
   if (mask.has_value()) check_mask(op, *mask, arguments.extent);
   normalize_stage(arguments, mean, rstd, gamma, beta, activation, u, z, mask);

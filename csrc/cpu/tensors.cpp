@@ -3,7 +3,7 @@
 namespace ssp {
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be a CPU tensor like the others");
+  SSP_CHECK(tensor.is_cpu(), op, ": ", name, " must be a CPU tensor like the others");
 }
 
 Tensor empty_shape(const std::vector<int64_t>& shape, ScalarType dtype) {
@@ -25,11 +25,10 @@ Tensor empty_mask(const Extent& extent) {
 void check_result(const char* op, const char* name, const Tensor& result, const Tensor& like,
                   bool rows, ScalarType dtype) {
   check_like(op, name, result, like);
-  STD_TORCH_CHECK(result.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", but is ",
-                  result.scalar_type());
-  STD_TORCH_CHECK(is_dense(result, rows), op, ": ", name, " must be dense in ",
-                  rows ? "rows (channels last)" : "planes (contiguous)",
-                  " as the operands, but is not");
+  SSP_CHECK(result.scalar_type() == dtype, op, ": ", name, " must be ", dtype, ", but is ",
+            result.scalar_type());
+  SSP_CHECK(is_dense(result, rows), op, ": ", name, " must be dense in ",
+            rows ? "rows (channels last)" : "planes (contiguous)", " as the operands, but is not");
 }
 
 Dtype dtype_of(ScalarType dtype) {

@@ -30,9 +30,8 @@ LinfStepLauncher linf_step_launcher(ScalarType dtype) {
 void check_step_operand(const char* op, const char* name, const Tensor& tensor,
                         const Tensor& x_adv) {
   check_shape(op, name, tensor, shape_vector(x_adv));
-  STD_TORCH_CHECK(tensor.scalar_type() == x_adv.scalar_type(), op, ": ", name,
-                  " must have x_adv's dtype ", x_adv.scalar_type(), ", but has ",
-                  tensor.scalar_type());
+  SSP_CHECK(tensor.scalar_type() == x_adv.scalar_type(), op, ": ", name,
+            " must have x_adv's dtype ", x_adv.scalar_type(), ", but has ", tensor.scalar_type());
 }
 
 }  // namespace

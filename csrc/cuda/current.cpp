@@ -1,8 +1,6 @@
 #include "current.h"
 
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 
 #include <cstdlib>
 #include <map>
@@ -41,8 +39,8 @@ Device properties(int index) {
 bool wants_single_launch() {
   const char* wish = std::getenv("SSP_FUSED_CUDA_SINGLE_LAUNCH");
   const std::string value = wish == nullptr ? "1" : wish;
-  STD_TORCH_CHECK(value == "0" || value == "1",
-                  "SSP_FUSED_CUDA_SINGLE_LAUNCH must be 0 or 1, but is ", value);
+  SSP_CHECK(value == "0" || value == "1", "SSP_FUSED_CUDA_SINGLE_LAUNCH must be 0 or 1, but is ",
+            value);
   return value == "1";
 }
 
@@ -55,7 +53,7 @@ struct DeviceGuard::State {
 };
 
 DeviceGuard::DeviceGuard(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cuda(), op, ": ", name, " must be on a CUDA device like the others");
+  SSP_CHECK(tensor.is_cuda(), op, ": ", name, " must be on a CUDA device like the others");
   state_ = std::make_unique<State>(tensor.get_device_index());
 }
 
@@ -75,13 +73,13 @@ cudaStream_t DeviceGuard::stream() const {
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {
   const int current = getCurrentDeviceIndex();
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == current, op, ": ", name,
-                  " must be on cuda:", current, " like the first operand, but is on ",
-                  device_name(tensor));
+  SSP_CHECK(tensor.is_cuda() && tensor.get_device_index() == current, op, ": ", name,
+            " must be on cuda:", current, " like the first operand, but is on ",
+            device_name(tensor));
 }
 
 void check_launch(const char* op, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+  SSP_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
 }
 
 }  // namespace ssp

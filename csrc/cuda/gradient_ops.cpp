@@ -2,8 +2,6 @@
 
 #include "gradient_ops.h"
 
-#include <torch/csrc/stable/ops.h>
-
 namespace ssp {
 
 GradientArguments::GradientArguments(const char* op_name, const Tensor& dz, double scale,

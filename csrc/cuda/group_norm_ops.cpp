@@ -13,10 +13,10 @@ namespace {
 // A block holds tables over the channels of a group (in channels last of several).
 void check_group_size(const char* op, const Extent& extent, int64_t num_groups, size_t needed,
                       const Device& device) {
-  STD_TORCH_CHECK(needed <= static_cast<size_t>(device.shared_bytes) &&
-                      (!extent.rows || group_geometry(extent, num_groups).active > 0),
-                  op, ": a group has too many channels for a GPU's block: ", extent.c, " in ",
-                  num_groups, " groups");
+  SSP_CHECK(needed <= static_cast<size_t>(device.shared_bytes) &&
+                (!extent.rows || group_geometry(extent, num_groups).active > 0),
+            op, ": a group has too many channels for a GPU's block: ", extent.c, " in ", num_groups,
+            " groups");
 }
 
 }  // namespace
@@ -70,8 +70,8 @@ Tensors<5> group_norm_act_backward(const Tensor& dz, double scale,
   GradientArguments arguments("group_norm_act_backward", dz, scale, scale_tensor, u, activation);
   const char* op = arguments.op;
   const Extent extent = merged_extent(arguments.extent);
-  STD_TORCH_CHECK(mean.dim() == 2, op, ": mean must have the shape [N, num_groups], but has ",
-                  shape_of(mean));
+  SSP_CHECK(mean.dim() == 2, op, ": mean must have the shape [N, num_groups], but has ",
+            shape_of(mean));
   const int64_t num_groups = mean.size(1);
   check_groups(op, num_groups, extent.c);
   arguments.set_statistics(mean, rstd, {extent.n, num_groups}, gamma, beta);

@@ -1,7 +1,5 @@
 // reference.channel_sum, stage_dots and update_running_stats_.
 
-#include <torch/csrc/stable/ops.h>
-
 #include "../ops.h"
 #include "channel_sum.h"
 #include "running_stats.h"
@@ -91,8 +89,7 @@ void update_running_stats_(const OptionalTensor& running_mean, const OptionalTen
   const char* op = "update_running_stats_";
   const DeviceGuard guard(op, "means", means);
   check_activation(op, "means", means);
-  STD_TORCH_CHECK(means.dim() == 2, op, ": means must have the shape [K, C], but has ",
-                  shape_of(means));
+  SSP_CHECK(means.dim() == 2, op, ": means must have the shape [K, C], but has ", shape_of(means));
   const int64_t uses = means.size(0);
   const int64_t channels = means.size(1);
   Operands operands(op);

@@ -1,7 +1,5 @@
 #include "tensors.h"
 
-#include <torch/csrc/stable/ops.h>
-
 namespace ssp {
 
 Storage storage_of(const char* op, const char* name, ScalarType dtype) {
@@ -13,8 +11,8 @@ Storage storage_of(const char* op, const char* name, ScalarType dtype) {
     case ScalarType::BFloat16:
       return Storage::kBfloat16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name,
-                      " must be float32, float16 or bfloat16 on a CUDA device, but is ", dtype);
+      SSP_CHECK(false, op, ": ", name,
+                " must be float32, float16 or bfloat16 on a CUDA device, but is ", dtype);
   }
 }
 
@@ -34,8 +32,8 @@ Extent checked_extent(const char* op, const Tensor& tensor, bool rows) {
   const Extent extent = extent_of(tensor, rows);
   const int64_t lines = rows ? extent.n * extent.s : extent.n * extent.c;
   const int64_t units = lines * ((extent.line_length() + 7) / 8);
-  STD_TORCH_CHECK(units < kMaxUnits, op, ": tensors must have fewer than ", kMaxUnits,
-                  " runs of 8 elements, but the shape ", shape_of(tensor), " has ", units);
+  SSP_CHECK(units < kMaxUnits, op, ": tensors must have fewer than ", kMaxUnits,
+            " runs of 8 elements, but the shape ", shape_of(tensor), " has ", units);
   return extent;
 }
 

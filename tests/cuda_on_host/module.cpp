@@ -36,7 +36,7 @@ Device DeviceGuard::device() const {
 cudaStream_t DeviceGuard::stream() const { return nullptr; }
 
 void check_device(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  SSP_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
 void check_launch(const char*, cudaError_t) {}
