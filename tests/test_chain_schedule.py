@@ -1,5 +1,7 @@
 """What a chain of blocks runs and what it keeps: every op that touches an activation, every byte between passes."""
 
+import collections
+
 import pytest
 import torch
 from accuracy import generator
@@ -101,6 +103,43 @@ def test_three_ssp33_blocks_in_numbers():
     forward, backward = run(THREE, "frozen")
     assert counted(forward) == {"stage_norm_act": 18, "stage_combine": 1}
     assert counted(backward) == {"norm_act_backward": 18}
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize(("kind", "stages"), [("ssp22", 2), ("ssp33", 3), ("ssp104", 10)])
+def test_few_ops_on_parameters(kind, stages, blocks):
+    """Vectors are added up all at once, weights one by one: on a GPU each op is a launch, of next to no work."""
+    stack = randomize(make((kind,) * blocks, 5, dtype=torch.bfloat16), 0)
+    x = torch.randn(SHAPE, generator=generator(0)).bfloat16().requires_grad_()
+    with Schedule(1) as forward:
+        y = stack(x)
+    dy = cotangent(y)
+    with Schedule(1) as backward:
+        torch.autograd.grad(y, [x, *stack.parameters()], dy)
+    assert collections.Counter(forward.others) == {
+        "aten::_foreach_mul": blocks,  # conv2's bias for each stage
+        "aten::stack": 1,  # statistics
+        "aten::add": blocks,  # the mean's bias
+    }
+    weights = 2 * blocks
+    assert collections.Counter(backward.others) == {
+        "aten::add_": weights * (stages - 1),
+        "aten::mul_": blocks,  # of the last stage's F
+        "aten::_foreach_mul": 1,
+        "aten::_foreach_add": stages - 1,
+        "aten::_foreach_copy_": 1,
+        "aten::_foreach_zero_": 1,  # conv1's bias
+    }
+
+
+def test_gradients_are_tensors_of_their_own():
+    """Those of conv2's biases are multiples of one sum, by 1 or nearly so."""
+    stack = make(("ssp22", "euler", "euler"), dtype=torch.float32)
+    x = torch.randn(SHAPE, generator=generator(0))
+    y = stack(x)
+    gradients = torch.autograd.grad(y, list(stack.parameters()), cotangent(y))
+    storages = {gradient.untyped_storage().data_ptr() for gradient in gradients}
+    assert len(storages) == len(gradients)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def run(
     with _autocast.disabled(x):
         y, *moments = Chain.apply(plan, x, _trace_of(x, builder, recording), *builder.tensors)
         if torch.compiler.is_compiling():
-            _update_running_statistics(plan, moments)
+            _update_running_statistics(plan, moments, builder.tensors)
     return y
 
 
@@ -108,26 +108,42 @@ def _tiles(
     return tuple(itertools.pairwise(cuts))
 
 
-def _update_running_statistics(plan: Plan, moments: Sequence[Tensor | None]) -> None:
-    """Each norm's updates in their order, as many at once as saw equally many values."""
+def _update_running_statistics(
+    plan: Plan, moments: Sequence[Tensor | None], tensors: Sequence[Tensor]
+) -> None:
+    """Each norm's updates in their order, as many at once as saw equally many values after the same bias."""
+    widths: dict[int, list[list[Update]]] = {}
     for norm in dict.fromkeys(update.norm for update in plan.updates):
         groups: list[list[Update]] = []
         for update in plan.updates:
             if update.norm is norm:
-                if groups and groups[-1][0].rows == update.rows:
+                last = groups[-1][0] if groups else None
+                if groups and last.rows == update.rows and last.bias == update.bias:
                     groups[-1].append(update)
                 else:
                     groups.append([update])
+        channels = moments[3 * groups[0][0].moments].numel()
+        widths[channels] = widths.get(channels, []) + groups
+    # One table for all norms of a width: each op on a few vectors is hardly any work.
+    for groups in widths.values():
+        updates = [update for group in groups for update in group]
+        columns = [[moments[3 * update.moments + k] for update in updates] for k in (0, 1)]
+        means, variances = torch.stack(columns[0] + columns[1]).split(len(updates))
+        end = 0
         for group in groups:
+            first, start, end = group[0], end, end + len(group)
+            mean = means[start:end]
+            if first.bias is not None:
+                mean = mean + tensors[first.bias].detach()
             plan.backend.ops.update_running_stats_(
-                norm.running_mean,
-                norm.running_var,
-                norm.num_batches_tracked,
-                torch.stack([moments[3 * update.moments] for update in group]),
-                torch.stack([moments[3 * update.moments + 1] for update in group]),
-                float(group[0].rows),
-                moments[3 * group[0].moments + 2],
-                norm.momentum,
+                first.norm.running_mean,
+                first.norm.running_var,
+                first.norm.num_batches_tracked,
+                mean,
+                variances[start:end],
+                float(first.rows),
+                moments[3 * first.moments + 2],
+                first.norm.momentum,
             )
 
 
@@ -136,7 +152,7 @@ class Chain(Function):
 
     @staticmethod
     def forward(ctx, plan, x, trace, *tensors):
-        """The chain's output; then mean, biased variance and count of each use of a batch norm, in order."""
+        """The chain's output; then ``Forward.moments``."""
         ctx.set_materialize_grads(False)
         needs = (ctx.needs_input_grad[1], *ctx.needs_input_grad[3:])
         saved: list[Tensor] = []
@@ -154,7 +170,7 @@ class Chain(Function):
         y = _in_tiles(plan.tiles, parts())
         # Within the node, where torch.utils.checkpoint repeats it; a compiler wants it outside.
         if not torch.compiler.is_compiling():
-            _update_running_statistics(plan, moments)
+            _update_running_statistics(plan, moments, tensors)
         ctx.plan, ctx.notes = plan, notes
         ctx.save_for_backward(x if notes[0].whole else None, trace, *tensors, *saved)
         ctx.mark_non_differentiable(*(m for m in moments if m is not None))

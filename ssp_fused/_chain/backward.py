@@ -49,9 +49,13 @@ class Backward:
         self.writes_over = self.ops is not reference and plan.backend.writes_over and not compiling
         self.needs_x, self.needs = needs[0], needs[1:]
         self.gradients: list[Tensor | None] = [None] * len(tensors)
+        # Of vectors' gradients, not added up yet: each times a number.
+        self.parts: dict[int, list[tuple[Tensor, float]]] = {}
         self.learns = any(self.needs)
         self.z: Tensor | None = None  # that was written last, if it is to be written over
         self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
+        # S at the chain's end; a number n among the S_i stands for n times it.
+        self.end: Tensor | None = None
 
     def wants(self, *places: int | None) -> bool:
         return self.learns and any(place is not None and self.needs[place] for place in places)
@@ -60,15 +64,56 @@ class Backward:
         """``factor`` times a gradient, to that of a tensor."""
         if gradient is None or not self.wants(place):
             return
+        if self.t[place].dim() == 1:
+            if isinstance(factor, Tensor):
+                gradient, factor = gradient * factor.to(gradient.dtype), 1.0
+            self.parts.setdefault(place, []).append((gradient, factor))
+            return
+        # A convolution's weight: gradients too large to be kept until the end, this walk's own, and so written over.
         gradient = cast(gradient, self.t[place].dtype)
         if isinstance(factor, Tensor):
-            gradient, factor = gradient * factor.to(gradient.dtype), 1.0
+            gradient, factor = gradient.mul_(factor.to(gradient.dtype)), 1.0
         total = self.gradients[place]
         if total is not None:
-            gradient = torch.add(total, gradient, alpha=factor)
+            gradient = total.add_(gradient, alpha=factor)
         elif factor != 1:
-            gradient = gradient * factor
+            gradient = gradient.mul_(factor)
         self.gradients[place] = gradient
+
+    def add_up(self) -> None:
+        """The vectors' gradients from their parts, of all vectors at once: each op on one is hardly any work.
+
+        A vector's parts are added in the order in which they came, and rounded to its dtype once.
+        """
+        if not self.parts:
+            return
+        # The S at the chain's end may be a part of several gradients, which must not be one tensor: times 1 is a copy.
+        scaled = [
+            (place, k)
+            for place, parts in self.parts.items()
+            for k, (part, factor) in enumerate(parts)
+            if factor != 1 or part is self.end
+        ]
+        terms = {place: [part for part, _ in parts] for place, parts in self.parts.items()}
+        if scaled:
+            factors = [self.parts[place][k][1] for place, k in scaled]
+            products = torch._foreach_mul([terms[place][k] for place, k in scaled], factors)
+            for (place, k), product in zip(scaled, products, strict=True):
+                terms[place][k] = product
+        totals = {place: first for place, (first, *_) in terms.items()}
+        for k in range(1, max(map(len, terms.values()))):
+            places = [place for place in terms if len(terms[place]) > k]
+            sums = torch._foreach_add([totals[p] for p in places], [terms[p][k] for p in places])
+            totals.update(zip(places, sums, strict=True))
+        rounded = {
+            place: torch.empty_like(self.t[place])
+            for place, total in totals.items()
+            if total.dtype != self.t[place].dtype
+        }
+        if rounded:
+            torch._foreach_copy_(list(rounded.values()), [totals[place] for place in rounded])
+        for place, total in (totals | rounded).items():
+            self.gradients[place] = total
 
     def run(
         self, dy: Tensor, slopes: Sequence[Slope], shortcuts: Sequence[Use | None]
@@ -80,7 +125,9 @@ class Backward:
             upstream.append(upstream[-1] or self.wants(*block.tensors()))
         # A gradient may come in any strides, that of an average pooling expanded: made dense once, for all readers.
         g, end = dense(dy, slopes[-1].norm1.rows), len(slopes)
-        sums = self.ops.channel_sum(g) if self.with_sums else None
+        sums = None
+        if self.with_sums:
+            self.end, sums = self.ops.channel_sum(g), 1.0
         for position in reversed(range(len(blocks))):
             block, start = blocks[position], end - len(blocks[position].rows)
             if not upstream[position + 1]:
@@ -89,25 +136,30 @@ class Backward:
                 block, g, sums, slopes[start:end], shortcuts[position], upstream[position]
             )
             end = start
+        self.add_up()
+        zeros = []
         for place, (gradient, needed) in enumerate(zip(self.gradients, self.needs, strict=True)):
             if not needed:
                 continue
             # Exact zeros are tensors: of a bias that only a batch norm sees, say.
             if gradient is None:
-                self.gradients[place] = torch.zeros_like(self.t[place])
+                self.gradients[place] = torch.empty_like(self.t[place])
+                zeros.append(self.gradients[place])
             elif not torch.compiler.is_compiling():  # a weight's is in rows where activations are
                 self.gradients[place] = laid_out_as(gradient, self.t[place])
+        if zeros:
+            torch._foreach_zero_(zeros)
         return self.plan.outside(g) if self.needs_x else None
 
     def block(
         self,
         block: Block,
         g: Tensor,
-        last_sums: Tensor | None,
+        last_sums: Tensor | float | None,
         slopes: Sequence[Slope],
         aside: Use | None,
         upstream: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | float | None]:
         """G_0 and S_0 of a block, from G_s and S_s."""
         stages = len(block.rows)
         gs, sums = {stages: g}, {stages: last_sums}
@@ -120,15 +172,12 @@ class Backward:
             if du is not None:
                 gs[i] = du
             if last_sums is not None:
-                sums[i] = self.sums(block, i, sums, own, slopes[i].norm1)
+                sums[i] = self.sums(block, i, sums, own)
             for j in list(gs):  # an earlier stage may have no more use for it
                 if j > i and not any(k.index < i for k in block.rows[j - 1]):
                     del gs[j]
         if self.wants(block.conv2.bias):
-            for j, row in enumerate(block.rows, start=1):
-                for p, k in enumerate(row):
-                    if k.of_slope:
-                        self.add(block.conv2.bias, sums[j], self.coefficient(block, j, p))
+            self.add_bias(block, sums)
         if upstream and 0 not in gs:  # a scheme whose last stage is nothing of x
             use = slopes[0].norm1
             gs[0] = g.new_zeros(use.shape, dtype=use.dtype)
@@ -150,14 +199,14 @@ class Backward:
         return Stage(terms, [], torch.stack(coefficients))
 
     def learn(
-        self, block: Block, row: int, g: Tensor, sums: Tensor, slopes: Sequence[Slope]
+        self, block: Block, row: int, g: Tensor, sums: Tensor | float, slopes: Sequence[Slope]
     ) -> None:
         """The gradients of a row's coefficients, <G, F(u_k)>, with the bias of F."""
         terms = block.rows[row]
         values = [self.saved[slopes[k.index].value] for k in terms if k.of_slope]
         dots = self.ops.stage_dots(g, values)
         bias = get(self.t, block.conv2.bias)
-        if bias is not None:
+        if bias is not None and (sums := self.vector(sums)) is not None:
             dots = dots + (sums * bias.to(sums.dtype)).sum()
         found = iter(dots.unbind())
         zero = dots.new_zeros(())
@@ -169,19 +218,43 @@ class Backward:
         self.add(block.coefficients, torch.stack(gradient))
 
     def sums(
-        self,
-        block: Block,
-        i: int,
-        sums: dict[int, Tensor | None],
-        own: Tensor | None,
-        use: Use,
-    ) -> Tensor:
-        """S_i = sum_j alpha_ji S_j + norm1's own part."""
+        self, block: Block, i: int, sums: dict[int, Tensor | float], own: Tensor | None
+    ) -> Tensor | float:
+        """S_i = sum_j alpha_ji S_j + norm1's own part; a number where it is that many times S at the chain's end."""
+        uses = _uses(block, i, of_slope=False)
+        parts = [(sums[j], self.coefficient(block, j, p)) for j, p in uses]
+        if own is None and not any(isinstance(value, Tensor) for part in parts for value in part):
+            return sum(s * coefficient for s, coefficient in parts)
         total = own
-        for j, p in _uses(block, i, of_slope=False):
-            part = sums[j] * self.coefficient(block, j, p)
-            total = part if total is None else total + part
-        return sums[len(block.rows)].new_zeros(use.shape[1]) if total is None else total
+        for s, coefficient in parts:
+            vector = self.vector(s)
+            if vector is not None:
+                part = vector * coefficient
+                total = part if total is None else total + part
+        return 0.0 if total is None else total
+
+    def vector(self, sums: Tensor | float) -> Tensor | None:
+        """S_i itself, None for an exact zero."""
+        if isinstance(sums, Tensor):
+            return sums
+        if sums == 0:
+            return None
+        return self.end if sums == 1 else self.end * sums
+
+    def add_bias(self, block: Block, sums: dict[int, Tensor | float]) -> None:
+        """The gradient of conv2's bias, sum_i (sum_k beta_ik h) S_i."""
+        number = 0.0
+        for j, row in enumerate(block.rows, start=1):
+            for p, k in enumerate(row):
+                if not k.of_slope:
+                    continue
+                s, coefficient = sums[j], self.coefficient(block, j, p)
+                if isinstance(s, Tensor) or isinstance(coefficient, Tensor):
+                    self.add(block.conv2.bias, self.vector(s), coefficient)
+                else:
+                    number += s * coefficient
+        if number != 0:
+            self.add(block.conv2.bias, self.end, number)
 
     def evaluation(
         self,

@@ -22,7 +22,7 @@ class Forward:
         masks: whether one bit an element is kept in their place.
         saved: what is kept; -1 stands for x inside the chain, which follows behind.
         slopes, shortcuts: places in ``saved``, for each evaluation of F and for each block.
-        moments: mean, biased variance and count of each use of a batch norm.
+        moments: mean (without a bias that is left to the norm), biased variance and count of each use of a batch norm.
         spare: tensors that nobody reads after the next op, which writes over them, the last ones first.
     """
 
@@ -86,6 +86,7 @@ class Forward:
         us: list[Tensor | None] = []
         fs: list[Tensor | None] = []
         sideways = aside = None
+        biases = self.biases(block)
         for i in range(len(block.rows)):
             u, z, use1 = self.norm(block.norm1, stage, None, (False, i) in last)
             us.append(u)
@@ -96,7 +97,7 @@ class Forward:
             self.discard(z, inner)
             del z, inner
             self.slopes.append(Slope(use1, use2, self.keep(fs[-1], learned)))
-            stage = self.row(block, i, us, fs, sideways)
+            stage = self.row(block, i, us, fs, sideways, biases[i])
             for k in range(i + 1):  # what no later row has is not kept alive
                 if last.get((False, k), -1) <= i:
                     self.discard(us[k])
@@ -127,23 +128,39 @@ class Forward:
         us: Sequence[Tensor | None],
         fs: Sequence[Tensor | None],
         sideways: Tensor | None,
+        bias: Tensor | None,
     ) -> Stage:
         """The stage after the i-th evaluation of F."""
-        row, bias = block.rows[i], get(self.t, block.conv2.bias)
+        row = block.rows[i]
         terms = [(fs if k.of_slope else us)[k.index] for k in row]
         numbers = [k.number for k in row]
-        coefficients = None
-        if block.coefficients is not None:
-            start = block.offset(i)
-            coefficients = self.t[block.coefficients][start : start + len(row)]
-        if bias is not None:
-            values = numbers if coefficients is None else coefficients
-            total = sum(values[p] for p, k in enumerate(row) if k.of_slope)
-            if isinstance(total, Tensor) or total != 1:
-                bias = bias * total
+        coefficients = self.coefficients(block, i)
         if sideways is not None:
             terms, numbers = [sideways, *terms], [1.0, *numbers]
         return Stage(terms, [] if coefficients is not None else numbers, coefficients, bias)
+
+    def coefficients(self, block: Block, i: int) -> Tensor | None:
+        """Those of the i-th row, where a tensor stands for its numbers."""
+        if block.coefficients is None:
+            return None
+        start = block.offset(i)
+        return self.t[block.coefficients][start : start + len(block.rows[i])]
+
+    def biases(self, block: Block) -> Sequence[Tensor | None]:
+        """What conv2's bias adds to each stage of the block."""
+        bias = get(self.t, block.conv2.bias)
+        if bias is None:
+            return [None] * len(block.rows)
+        totals = []
+        for i, row in enumerate(block.rows):
+            values = self.coefficients(block, i)
+            values = [k.number for k in row] if values is None else values
+            totals.append(sum(values[p] for p, k in enumerate(row) if k.of_slope))
+        if block.coefficients is not None:
+            return [bias * total for total in totals]
+        numbers = [total for total in totals if total != 1]
+        found = iter(torch._foreach_mul([bias] * len(numbers), numbers) if numbers else ())
+        return [bias if total == 1 else next(found) for total in totals]
 
     def shifted(self, norm: Norm, shift: Tensor, place: int) -> Tensor:
         """A FIXED norm's mean less a bias; once for all stages."""
@@ -183,8 +200,7 @@ class Forward:
                 write_u,
                 norm.process_group,
             )
-            shifted = mean if shift is None else mean + shift.to(mean.dtype)
-            self.moments += [shifted, variance, count]
+            self.moments += [mean, variance, count]
         elif norm.kind == FIXED:
             mean, rstd = self.t[norm.mean], self.t[norm.rstd]
             if shift is not None:

@@ -108,11 +108,18 @@ class Block:
 
 @dataclass(frozen=True)
 class Update:
-    """One batch that running statistics take in: which of the chain's moments, of how many values a channel."""
+    """One batch that running statistics take in.
+
+    Attributes:
+        moments: which of the chain's.
+        rows: of how many values a channel.
+        bias: where the bias is that the mean lacks, in the list of tensors.
+    """
 
     norm: nn.Module
     moments: int
     rows: int
+    bias: int | None
 
 
 @dataclass(frozen=True)
@@ -187,27 +194,27 @@ class Builder:
             raise ValueError(
                 f"x must have {conv1.in_channels} channels, as the block; got shape {tuple(self._shape)}"
             )
+        block = Block(
+            self._norm(norm1, code),
+            self._conv(conv1),
+            self._norm(norm2, code),
+            self._conv(conv2),
+            rows,
+            self._place(coefficients),
+            None if shortcut is None else (self._conv(shortcut[0]), self._norm(shortcut[1], 0)),
+        )
+        self.blocks.append(block)
         inner = _output_shape(self._shape, conv1)
         for stage in range(len(rows)):
-            uses = [self._use(norm1, self._shape), self._use(norm2, inner)]
+            uses = [self._use(norm1, self._shape), self._use(norm2, inner, block.conv1.bias)]
             if shortcut is not None:
-                aside = self._use(shortcut[1], _output_shape(self._shape, shortcut[0]))
+                shape = _output_shape(self._shape, shortcut[0])
+                aside = self._use(shortcut[1], shape, block.shortcut[0].bias)
                 # The published block begins with the shortcut, and evaluates norm1 once more for the branch.
                 uses = [uses[0], aside, *uses]
             if repeated and stage == 0:
                 uses *= 2
             self.updates += [use for use in uses if use is not None]
-        self.blocks.append(
-            Block(
-                self._norm(norm1, code),
-                self._conv(conv1),
-                self._norm(norm2, code),
-                self._conv(conv2),
-                rows,
-                self._place(coefficients),
-                None if shortcut is None else (self._conv(shortcut[0]), self._norm(shortcut[1], 0)),
-            )
-        )
         self._shape = _output_shape(inner, conv2)
 
     def _place(self, tensor: Tensor | None) -> int | None:
@@ -216,7 +223,7 @@ class Builder:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def _use(self, norm: nn.Module, shape: Sequence[int]) -> Update | None:
+    def _use(self, norm: nn.Module, shape: Sequence[int], bias: int | None = None) -> Update | None:
         """The update that a use of the norm calls for."""
         if _kind(norm) != BATCH:
             return None
@@ -225,7 +232,7 @@ class Builder:
         self._moments += 1
         if not (norm.training and norm.track_running_stats):
             return None
-        return Update(norm, self._moments - 1, shape[0] * math.prod(shape[2:]))
+        return Update(norm, self._moments - 1, shape[0] * math.prod(shape[2:]), bias)
 
     def _conv(self, conv: nn.Conv2d) -> Conv:
         if conv.weight.dtype != self.z_dtype and not self._casts:
