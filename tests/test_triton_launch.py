@@ -54,7 +54,7 @@ def test_the_matrix_of_a_pointwise_op_holds_the_tensor(shape, rows, bits, per_sa
 def test_pointwise_tiles_cover_the_matrix(shape, rows, operands, itemsize):
     matrix = launch.pointwise_matrix(shape, rows)
     for device in (SMALL, H200):
-        chosen = launch.pointwise(matrix, operands, itemsize, device)
+        chosen = launch.pointwise(matrix, operands, itemsize, itemsize, device)
         assert_tile(chosen.tile, matrix, itemsize)
         across = math.ceil(matrix.length / chosen.tile.length)
         down = math.ceil(matrix.lines / chosen.tile.lines)
@@ -72,7 +72,7 @@ def test_lines_without_channels_stay_short_of_what_kernels_count():
 @over_problems
 def test_a_large_tensor_keeps_every_multiprocessor_busy(shape, rows):
     matrix = launch.pointwise_matrix(shape, rows)
-    chosen = launch.pointwise(matrix, 1, 4, H200)
+    chosen = launch.pointwise(matrix, 1, 4, 4, H200)
     if elements(matrix) >= 2**21:
         assert chosen.programs >= 2 * H200.multiprocessors
 

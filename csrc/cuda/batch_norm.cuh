@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBatchNormThreads<kAccess>, 1)
   const Affine<kRows> affine(PerChannel<kRows>::of(tables.mean, walk.column()),
                              PerChannel<kRows>::of(tables.rstd, walk.column()), gamma, beta);
   chip.for_each(walk, [&](const Kept& kept, uint32_t unit) {
-    const Place place = walk.at(unit);
+    const Place place = place_of<kAccess>(walk, unit);
     float u[kUnit];
     float z[kUnit];
     unpack(kept.tensor[0], storage, u);

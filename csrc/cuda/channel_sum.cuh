@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kChannelSumThreads, kChannelSumBlocks)
 #pragma unroll
     for (int i = 0; i < kChannelSumBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
-      const Place place = walk.at(unit + i * step);
+      const Place place = place_of<kAccess>(walk, unit + i * step);
       raw[i] = load_unit<kAccess>(params.g, place.offset, place.length);
     }
 #pragma unroll

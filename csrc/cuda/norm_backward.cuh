@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kReduceThreads, kReduceBlocks)
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
-      places[i] = walk.at(unit + i * step);
+      places[i] = place_of<kAccess>(walk, unit + i * step);
       raw_dz[i] = load_unit<kAccess>(gradient.dz, places[i].offset, places[i].length);
       raw_u[i] = load_unit<kAccess>(gradient.u, places[i].offset, places[i].length);
     }
@@ -77,8 +77,9 @@ __global__ void __launch_bounds__(kReduceThreads) merge_sums_kernel(const NormRe
   merge_partials(walk, params.sums, scratch, shared, dy_xhat);
 }
 
-// kFew: there is one extra at most.
-template <bool kRows, Access kAccess, bool kFew>
+// kMasked: dy follows from the mask, or from nothing, under fixed statistics; kFew: there is one
+// extra at most.
+template <bool kRows, Access kAccess, bool kMasked, bool kFew>
 __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
     norm_backward_kernel(const NormBackwardParams params) {
   SSP_DYN_SHARED(float, shared);
@@ -87,23 +88,30 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
   const Walk<kRows> walk(geometry);
   const bool merges = params.sums.partials != nullptr;
   const bool subtracts = merges || params.sum_dy.data != nullptr;
+  const ChannelLoad<kRows> rstd(gradient.rstd, walk);
+  const ChannelLoad<kRows> gamma(gradient.gamma, walk);
+  const ChannelLoad<kRows> mean(gradient.mean, walk);
+  const ChannelLoad<kRows> beta(gradient.beta, walk);
   const ChannelLoad<kRows> sum_dy(params.sum_dy, walk);
   const ChannelLoad<kRows> sum_dy_xhat(params.sum_dy_xhat, walk);
-  const Affine<kRows> affine = affine_of(walk, gradient);
-  GradientMeans<kRows> means{sum_dy.or_else(0), sum_dy_xhat.or_else(0)};
-  if (merges) {
-    float* dy_xhat = shared + geometry.table();
-    const SumScratch scratch(dy_xhat + geometry.table(), kRows, geometry.tile_channels);
-    merge_partials(walk, params.sums, scratch, shared, dy_xhat);
-    means.dy = PerChannel<kRows>::of(shared, walk.column());
-    means.dy_xhat = PerChannel<kRows>::of(dy_xhat, walk.column());
+  const Affine<kRows> affine(mean.or_else(0), rstd.or_else(1), gamma, beta);
+  GradientMeans<kRows> means;
+  if constexpr (!kMasked) {
+    means = {sum_dy.or_else(0), sum_dy_xhat.or_else(0)};
+    if (merges) {
+      float* dy_xhat = shared + geometry.table();
+      const SumScratch scratch(dy_xhat + geometry.table(), kRows, geometry.tile_channels);
+      merge_partials(walk, params.sums, scratch, shared, dy_xhat);
+      means.dy = PerChannel<kRows>::of(shared, walk.column());
+      means.dy_xhat = PerChannel<kRows>::of(dy_xhat, walk.column());
+    }
+    if (subtracts) {
+      const bool counted = params.count_tensor.data != nullptr;
+      means.scale(affine.gamma, counted ? value_at(params.count_tensor, 0) : params.count);
+    }
   }
   const Extras<kAccess, kFew> extras(params.extras);
   const float scale = scale_of(gradient);
-  if (subtracts) {
-    const bool counted = params.count_tensor.data != nullptr;
-    means.scale(affine.gamma, counted ? value_at(params.count_tensor, 0) : params.count);
-  }
 
   struct Raw {
     RawUnit<kAccess> dz;
@@ -111,7 +119,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
     uint32_t bits;
     typename Extras<kAccess, kFew>::Raw extras;
   };
-  const bool has_u = gradient.u.data != nullptr;
   const uint32_t step = geometry.active;
   constexpr int kBatch = kFew ? kGradientBatch<kAccess> : 1;
   for (uint32_t unit = walk.begin; unit < walk.end; unit += kBatch * step) {
@@ -120,10 +127,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
-      const Place place = places[i] = walk.at(unit + i * step);
+      const Place place = places[i] = place_of<kAccess>(walk, unit + i * step);
       raw[i].dz = load_unit<kAccess>(gradient.dz, place.offset, place.length);
-      if (has_u) raw[i].u = load_unit<kAccess>(gradient.u, place.offset, place.length);
-      raw[i].bits = params.mask == nullptr ? 0xffu : params.mask[place.mask_byte];
+      if constexpr (kMasked) {
+        raw[i].bits = params.mask == nullptr ? 0xffu : params.mask[place.mask_byte];
+      } else {
+        raw[i].u = load_unit<kAccess>(gradient.u, place.offset, place.length);
+      }
       raw[i].extras = extras.load(place);
     }
 #pragma unroll
@@ -132,7 +142,11 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
       float dz[kUnit];
       float du[kUnit];
       unpack(raw[i].dz, gradient.dz.storage, dz);
-      if (has_u) {
+      if constexpr (kMasked) {
+        float dy[kUnit];
+        masked_unit(gradient.activation, scale, dz, raw[i].bits, dy);
+        fixed_gradient(dy, affine.rstd, affine.gamma, du);
+      } else {
         float u[kUnit];
         unpack(raw[i].u, gradient.u.storage, u);
         const UnitGradient<kRows> own(affine, gradient.activation, scale, dz, u);
@@ -141,10 +155,6 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
         } else {
           fixed_gradient(own.dy, affine.rstd, affine.gamma, du);
         }
-      } else {
-        float dy[kUnit];
-        masked_unit(gradient.activation, scale, dz, raw[i].bits, dy);
-        fixed_gradient(dy, affine.rstd, affine.gamma, du);
       }
       extras.add(raw[i].extras, places[i], du);
       store_unit(params.du, places[i].offset, places[i].length,
@@ -188,13 +198,20 @@ inline void run_norm_backward(const NormBackwardParams& params, cudaStream_t str
                                   is_narrow(params.extras) && is_narrow(gradient.dz) &&
                                       is_narrow(gradient.u) && is_narrow(params.du));
   const size_t shared = params.sums.partials != nullptr ? gradient_sums_shared(g) : 0;
+  const bool few = params.extras.count <= 1;
   with_layout_variant(g.extent.rows, access, [&]<bool kRows, Access kAccess>() {
-    if (kAccess != Access::kAny && params.extras.count <= 1) {
-      SSP_LAUNCH((norm_backward_kernel<kRows, kAccess, kAccess != Access::kAny>), dim3(g.blocks()),
+    const auto run = [&]<bool kMasked, bool kFew>() {
+      SSP_LAUNCH((norm_backward_kernel<kRows, kAccess, kMasked, kFew>), dim3(g.blocks()),
                  dim3(g.threads), shared, stream, params);
+    };
+    // Tensors that are not aligned take the general path.
+    if constexpr (kAccess == Access::kAny) {
+      gradient.u.data == nullptr ? run.template operator()<true, false>()
+                                 : run.template operator()<false, false>();
+    } else if (gradient.u.data == nullptr) {
+      few ? run.template operator()<true, true>() : run.template operator()<true, false>();
     } else {
-      SSP_LAUNCH((norm_backward_kernel<kRows, kAccess, false>), dim3(g.blocks()), dim3(g.threads),
-                 shared, stream, params);
+      few ? run.template operator()<false, true>() : run.template operator()<false, false>();
     }
   });
 }

@@ -39,7 +39,7 @@ struct OnChip {
       for (int i = 0; i < kBatch; ++i) {
         const uint32_t unit = walk.begin + (first + i) * walk.g.active;
         if (unit >= walk.end) continue;
-        places[i] = walk.at(unit);
+        places[i] = place_of<kAccess>(walk, unit);
         raw[i] = load(places[i]);
       }
 #pragma unroll
@@ -72,7 +72,7 @@ struct OnChip {
       for (int i = 0; i < kRegisters; ++i) {
         const uint32_t unit = walk.begin + (first + i) * walk.g.active;
         if (unit >= walk.end) continue;
-        places[i] = walk.at(unit);
+        places[i] = place_of<kAccess>(walk, unit);
         raw[i] = load(places[i]);
       }
 #pragma unroll

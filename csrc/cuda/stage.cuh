@@ -72,17 +72,18 @@ struct Terms {
   float coefficients[kSlots];
 };
 
+// Blocks of this many threads, and how many of them a multiprocessor is to hold.
+constexpr int kStageThreads = 256;
+constexpr int kLeastStageBlocks = 2;
+template <int kTerms, Access kAccess>
+constexpr int kStageBlocks = kTerms != 0 && kAccess == Access::kNarrow ? 3 : kLeastStageBlocks;
+
 // u as stored.
 template <bool kRows, int kTerms, Access kAccess>
 struct Stage {
   using Sum = Terms<kTerms, kAccess>;
-  // Units whose loads a thread has in flight: registers allow it more of fewer terms, of narrow
-  // ones, and in planes, where it has no parameters for each element of a unit.
-  static constexpr bool kRoom = !kRows || kAccess == Access::kNarrow;
-  static constexpr int kBatch = kTerms == 0   ? 1
-                                : kTerms == 1 ? (kRoom ? 4 : 2)
-                                : kTerms == 2 ? 2
-                                              : (kRoom ? 2 : 1);
+  // Units whose loads a thread has in flight.
+  static constexpr int kBatch = kTerms == 1 && !(kRows && kAccess == Access::kNarrow) ? 2 : 1;
 
   SSP_DEVICE Stage(const StageParams& stage, const Walk<kRows>& walk,
                    const ChannelLoad<kRows>& biases)
@@ -127,7 +128,7 @@ SSP_DEVICE void for_each_stage_unit(const Walk<kRows>& walk,
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (unit + i * step >= walk.end) continue;
-      places[i] = walk.at(unit + i * step);
+      places[i] = place_of<kAccess>(walk, unit + i * step);
       raw[i] = stage.sum.load(places[i].offset, places[i].length);
     }
 #pragma unroll

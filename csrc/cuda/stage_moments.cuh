@@ -6,18 +6,16 @@
 
 namespace ssp {
 
-constexpr int kMomentsThreads = 256;
-constexpr int kMomentsBlocks = 2;    // a multiprocessor
 constexpr int kMomentsMaxWidth = 4;  // narrow tiles have few partial moments to merge
 constexpr int kMomentsBatch = 2;     // units of a thread, at least, of a tensor that has enough
 
 inline Geometry stage_moments_geometry_on(const Extent& extent, const Device& device) {
-  return channel_geometry(extent, kMomentsMaxWidth, kMomentsThreads,
-                          summing_blocks(extent, kMomentsBlocks, device), kMomentsBatch);
+  return channel_geometry(extent, kMomentsMaxWidth, kStageThreads,
+                          summing_blocks(extent, kLeastStageBlocks, device), kMomentsBatch);
 }
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
+__global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>))
     stage_moments_kernel(const StageMomentsParams params) {
   SSP_DYN_SHARED(float, shared);
   const Geometry& geometry = params.geometry;
@@ -39,7 +37,7 @@ __global__ void __launch_bounds__(kMomentsThreads, kMomentsBlocks)
 }
 
 template <bool kRows>
-__global__ void __launch_bounds__(kMomentsThreads)
+__global__ void __launch_bounds__(kStageThreads)
     merge_moments_kernel(const StageMomentsParams params) {
   SSP_DYN_SHARED(float, shared);
   const Geometry& geometry = params.geometry;

@@ -7,13 +7,11 @@
 
 namespace ssp {
 
-constexpr int kNormActThreads = 256;
-constexpr int kNormActBlocks = 2;     // a multiprocessor
 constexpr int kNormActMaxWidth = 32;  // units of a row that a block works on
 constexpr int kNormActBatch = 2;      // units of a thread, at least, of a tensor that has enough
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kNormActThreads, kNormActBlocks)
+__global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>))
     stage_norm_act_kernel(const StageNormActParams params, const Geometry geometry) {
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
@@ -51,8 +49,8 @@ inline void run_stage_norm_act(const StageNormActParams& params, const Device& d
   const bool merges = params.batch.partials != nullptr;
   const Geometry geometry =
       merges ? params.batch_geometry
-             : channel_geometry(extent, kNormActMaxWidth, kNormActThreads,
-                                streaming_blocks(kNormActBlocks, device), kNormActBatch);
+             : channel_geometry(extent, kNormActMaxWidth, kStageThreads,
+                                streaming_blocks(kLeastStageBlocks, device), kNormActBatch);
   const Access access = access_of(
       extent, addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data),
       is_narrow(params.stage.sum) && is_narrow(params.z));

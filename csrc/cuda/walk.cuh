@@ -78,6 +78,14 @@ struct Walk {
   uint32_t end;
 };
 
+// The place of a unit, whose length is known where all units are whole.
+template <Access kAccess, bool kRows>
+SSP_DEVICE Place place_of(const Walk<kRows>& walk, uint32_t unit) {
+  Place place = walk.at(unit);
+  if constexpr (kAccess != Access::kAny) place.length = kUnit;
+  return place;
+}
+
 // A per-channel value for each element of a unit: one for all of them in planes.
 template <bool kRows>
 struct PerChannel {

@@ -191,9 +191,10 @@ def _apply(
     matrix = table.pointwise_matrix(
         du.shape, given.rows, per_sample=given.per_sample, bits=bits is not None
     )
-    itemsize = narrowest(given.dz, given.u, du, *extras.tensors)
+    activations = (given.dz, given.u, du, *extras.tensors)
+    sizes = narrowest(*activations), widest(*activations)
     reads = 1 + (given.u is not None) + len(extras.tensors)
-    chosen = table.pointwise(matrix, reads, itemsize, device_of(du))
+    chosen = table.pointwise(matrix, reads, *sizes, device_of(du))
     operands.launch(
         apply_kernel,
         du,

@@ -12,7 +12,7 @@ from . import launch as table
 from . import operands
 from .group_norm import group_norm_kernel
 from .normalize import normalize_kernel
-from .operands import Stage, device_of, narrowest
+from .operands import Stage, device_of, narrowest, widest
 from .running_stats import update_kernel
 from .stage import combine_kernel, merge_moments_kernel, moments_kernel
 
@@ -35,8 +35,8 @@ def stage_combine(
         matrix = table.flat_matrix(u.shape)
     else:
         matrix = table.pointwise_matrix(u.shape, stage.rows)
-    itemsize = narrowest(*stage.terms, u)
-    chosen = table.pointwise(matrix, len(terms), itemsize, device_of(u))
+    sizes = narrowest(*stage.terms, u), widest(*stage.terms, u)
+    chosen = table.pointwise(matrix, len(terms), *sizes, device_of(u))
     operands.launch(
         combine_kernel,
         u,
@@ -167,10 +167,10 @@ def _normalize(
     matrix = table.pointwise_matrix(
         z.shape, stage.rows, per_sample=per_sample, bits=bits is not None
     )
-    itemsize = narrowest(*stage.terms, u, z)
+    sizes = narrowest(*stage.terms, u, z), widest(*stage.terms, u, z)
     # Packing bits takes as many registers as an operand does.
     operands_read = len(stage.terms) + (bits is not None)
-    chosen = table.pointwise(matrix, operands_read, itemsize, device_of(z))
+    chosen = table.pointwise(matrix, operands_read, *sizes, device_of(z))
     operands.launch(
         normalize_kernel,
         z,
@@ -317,7 +317,9 @@ def update_running_stats_(
                 f"but is {list(tracked.shape)} of {tracked.dtype} on {tracked.device}"
             ),
         )
-    if channels > 0 and uses > 0:
+    average = momentum is None and tracked is not None
+    launched = channels > 0 and uses > 0
+    if launched:
         width = 256
         operands.launch(
             update_kernel,
@@ -337,9 +339,9 @@ def update_running_stats_(
                 "uses": uses,
                 "channels": channels,
                 "CHANNELS": width,
-                "AVERAGE": momentum is None and tracked is not None,
+                "AVERAGE": average,
             },
             4,
         )
-    if tracked is not None:
+    if tracked is not None and (average or not launched):
         tracked += uses

@@ -18,6 +18,7 @@ VECTOR_BYTES = 16  # the widest access of a thread
 _LINE = 8  # no tile is shorter: a byte of the mask
 _LONGEST = 1 << 31  # lines are shorter: kernels count their elements in 32 bits
 _CACHE_LINE = 128  # bytes
+_BYTES_OF_OPERAND = 32  # that a thread reads at once: two vectors
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,20 @@ def _columns(channels: int) -> int:
     return next(w for w, p in zip(widths, padded, strict=True) if p <= 1.125 * min(padded))
 
 
-def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> Pointwise:
-    """The launch of an op that reads so many operands, the narrowest of ``itemsize`` bytes an element."""
+def pointwise(
+    matrix: Matrix, operands: int, itemsize: int, widest: int, device: Device
+) -> Pointwise:
+    """The launch of an op that reads so many operands.
+
+    Args:
+        matrix: What it treats.
+        operands: Read in one pass.
+        itemsize: Bytes of an element of the narrowest of them.
+        widest: Of the widest.
+        device: That it runs on.
+    """
     warps = 4
-    per_thread = 16 if operands <= 4 else 8
+    per_thread = 8 if operands > 4 else _BYTES_OF_OPERAND // widest
     while True:
         chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
         programs = (
@@ -197,12 +208,12 @@ def pointwise(matrix: Matrix, operands: int, itemsize: int, device: Device) -> P
 
 
 def sweep(matrix: Matrix, operands: int, itemsize: int, widest: int, device: Device) -> Sweep:
-    """The launch of a sum over all but the channels, in the terms of ``pointwise``; the widest has ``widest`` bytes."""
+    """The launch of a sum over all but the channels, in the terms of ``pointwise``."""
     warps = 4 if matrix.rows or operands == 1 or widest > 2 else 8
     # Accesses of single elements take a pair of registers each for their addresses.
     narrow = unit(matrix.length, itemsize) == 1
-    bytes_of_operand = 64 if operands == 1 else 32
-    per_thread = 8 if narrow or operands > 4 else bytes_of_operand // widest
+    many = _BYTES_OF_OPERAND * (2 if operands == 1 else 1)
+    per_thread = 8 if narrow or operands > 4 else many // widest
     chosen = tile(matrix, per_thread * warps * WARP, itemsize, warps)
     columns = cdiv(matrix.length, chosen.length)
     if matrix.rows:

@@ -25,7 +25,10 @@ def update_kernel(
     CHANNELS: tl.constexpr,
     AVERAGE: tl.constexpr,
 ):
-    """reference.update_running_stats_, without counting the batches; AVERAGE stands for momentum None."""
+    """reference.update_running_stats_; AVERAGE stands for momentum None.
+
+    There every program asks for the number of batches, and none may count them.
+    """
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < channels
     m = number(count, count_tensor)
@@ -41,6 +44,8 @@ def update_kernel(
         if running_var is not None:
             batch = load(variances, use * channels + channel, exists) * correction
             _blend(running_var, channel * var_stride, batch, factor, m, exists)
+    if tracked is not None and not AVERAGE:
+        tl.store(tracked, tl.load(tracked) + uses, mask=tl.program_id(0) == 0)
 
 
 @triton.jit

@@ -29,8 +29,9 @@ def linf_step(
     numel = result.numel()
     if numel == 0:
         return result
-    itemsize = operands.narrowest(x_adv, grad, x)
-    chosen = table.pointwise(table.flat_matrix(x_adv.shape), 3, itemsize, operands.device_of(x_adv))
+    sizes = operands.narrowest(x_adv, grad, x), operands.widest(x_adv, grad, x)
+    matrix = table.flat_matrix(x_adv.shape)
+    chosen = table.pointwise(matrix, 3, *sizes, operands.device_of(x_adv))
     tile = chosen.tile
     sizes = {"units": numel // tile.unit, "UNIT": tile.unit, "LENGTH": tile.length}
     programs = table.cdiv(numel, tile.length)
