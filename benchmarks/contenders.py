@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -91,7 +92,8 @@ def _build(name: str, case: Case, rule: Judge, compiling: bool) -> Work:
         raise CannotRunError(f"mode {mode!r} needs a cuda device, got {case.device}")
     compiled = torch.compile(network, mode=mode, fullgraph=True, dynamic=False)
     around = nullcontext if mode is None else _next_cudagraph_step
-    return network_work(name, case, rule, network, compiled, layout, around=around)
+    work = network_work(name, case, rule, network, compiled, layout, around=around)
+    return dataclasses.replace(work, capturable=mode is None)  # else it has graphs of its own
 
 
 @contextmanager

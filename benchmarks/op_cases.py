@@ -59,6 +59,12 @@ class Operands:
         return reference.pack_mask(self.u > 0, is_rows(self.u))
 
 
+@functools.lru_cache(maxsize=1)
+def _operands(seed: int, case: OpCase) -> Operands:
+    """Drawn once for all that is computed from them in turn."""
+    return Operands(seed, case)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One way of calling an op.
@@ -183,7 +189,7 @@ class OpCase:
 
     def arguments(self, seed: int) -> tuple:
         """The op's; the same values for one seed."""
-        return SPECS[self.spec].arguments(Operands(seed, self))
+        return SPECS[self.spec].arguments(_operands(seed, self))
 
     def check(self, name: str, op: Callable[..., Any]) -> str:
         """Apply the accuracy rule to an implementation of the op.

@@ -18,8 +18,9 @@ from . import hardware
 
 Call = Callable[[], object]
 
-# Some 50 us in which the device waits and the host runs ahead.
-_HEAD_START_CYCLES = 100_000
+# Some 2 ms in which the device waits and the host runs ahead: a compiled step that replays graphs of its own takes the
+# host one.
+_HEAD_START_CYCLES = 4_000_000
 # A GPU's clocks are up after some 0.3 s of work.
 _WARM_UP_S = 0.5
 
@@ -125,17 +126,26 @@ def captured(call: Call) -> Call:
     # As long as an autograd graph is alive, be it in a cycle, its parameters keep the nodes that take their gradients,
     # and these the stream they were made on: a captured backward pass would wait for it, which breaks the capture.
     gc.collect()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # Autograd's threads may do what a capture forbids its own thread, such as making a library's handle.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
+    try:
+        graph = _capture(call)
+    except RuntimeError:
+        # The first backward pass that a process captures was seen to fail, and every other to work.
+        graph = _capture(call)
 
     def replay() -> Call:
         graph.replay()
         return call  # its inputs are what the graph reads: they have to live as long
 
     return replay
+
+
+def _capture(call: Call) -> torch.cuda.CUDAGraph:
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # Autograd's threads may do what a capture forbids its own thread, such as making a library's handle.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        call()
+    return graph
 
 
 def cold_buffers(inputs: Sequence[Tensor], device: torch.device) -> int:

@@ -82,7 +82,6 @@ __global__ void __launch_bounds__(kReduceThreads) merge_sums_kernel(const NormRe
 template <bool kRows, Access kAccess, bool kMasked, bool kFew>
 __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
     norm_backward_kernel(const NormBackwardParams params) {
-  SSP_DYN_SHARED(float, shared);
   const Geometry& geometry = params.geometry;
   const NormGradient& gradient = params.gradient;
   const Walk<kRows> walk(geometry);
@@ -99,6 +98,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
   if constexpr (!kMasked) {
     means = {sum_dy.or_else(0), sum_dy_xhat.or_else(0)};
     if (merges) {
+      SSP_DYN_SHARED(float, shared);
       float* dy_xhat = shared + geometry.table();
       const SumScratch scratch(dy_xhat + geometry.table(), kRows, geometry.tile_channels);
       merge_partials(walk, params.sums, scratch, shared, dy_xhat);

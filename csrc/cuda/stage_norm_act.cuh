@@ -13,7 +13,6 @@ constexpr int kNormActBatch = 2;      // units of a thread, at least, of a tenso
 template <bool kRows, int kTerms, Access kAccess>
 __global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>))
     stage_norm_act_kernel(const StageNormActParams params, const Geometry geometry) {
-  SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);
   const ChannelLoad<kRows> bias(params.stage.channel_bias, walk);
   if (params.z.data == nullptr) {
@@ -27,6 +26,7 @@ __global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>)
   const ChannelLoad<kRows> beta(params.beta, walk);
   Affine<kRows> affine(mean.or_else(0), rstd.or_else(1), gamma, beta);
   if (params.batch.partials != nullptr) {
+    SSP_DYN_SHARED(float, shared);
     float* rstds = shared + geometry.table();
     const SumScratch scratch(rstds + geometry.table(), kRows, geometry.tile_channels);
     merge_partials(walk, params.batch, scratch, shared, rstds);
