@@ -13,8 +13,7 @@ from op_judge import Implementation, judge, over
 SINGLE = ("batch_norm.cu",)
 BARRIER = """\
   __syncthreads();
-  for (int column = threadIdx.x; column < columns; column += threads) {
-    double total = 0;
+  for (int i = threadIdx.x; i < kCount * columns; i += threads) {
 """
 BLOCK_SUM = "cuda/block_sum.cuh"
 FAULTS = {
@@ -35,8 +34,8 @@ FAULTS = {
     ),
     "dropped shift of the means": Patch(
         "cuda/moments.cuh",
-        "return own.m2 + static_cast<double>(walk.part_elements(part)) * (shift * shift);",
-        "return own.m2 + 0 * shift;",
+        "sums[1] += own.m2 + weighted * shift;",
+        "sums[1] += own.m2 + 0 * shift;",
         SINGLE,
     ),
     "swapped coefficient": Patch(

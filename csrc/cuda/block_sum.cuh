@@ -10,20 +10,39 @@ constexpr int kWarp = 32;
 constexpr int kSegments = 16;  // pieces that a column's values are summed in
 constexpr int kPad = 4;        // keeps the columns of a staged table in different banks
 
-// Shared memory of the sums of a block: the values of all threads, and partial sums by column. Up
-// to kSums sums are formed at once: totals[k * columns + column].
+// Whether the lanes of a warp that share a column of rows lie a fixed number of lanes apart, and
+// what `sums` sums leave of each warp is no more than a value for every thread and element of a
+// unit.
+SSP_HD bool sums_by_shuffles(int sums, int width) {
+  return sums * width <= kWarp && (width & (width - 1)) == 0;
+}
+
+// Shared memory of the sums of a block: values of threads or warps, and partial sums by column. Up
+// to kSums sums are formed at once by block_sum, kMerged by sum_columns: totals[k * columns +
+// column].
 struct SumScratch {
   static constexpr int kSums = 3;
+  static constexpr int kMerged = 2;
 
+  static SSP_HD int staged_values(bool rows, int threads, int columns) {
+    if (!rows) return 0;
+    return sums_by_shuffles(kSums, columns / kUnit) ? kSums * (threads / kWarp) * columns
+                                                    : kUnit * (threads + kPad);
+  }
+  static SSP_HD int partial_values(int threads, int columns) {
+    const int segments = kSegments * columns < threads ? kSegments * columns : threads;
+    const int merged = kMerged * (columns > segments ? columns : segments);
+    const int of_warps = (kSums * (threads / kWarp) + 1) / 2 * 2;  // what follows is on 16 bytes
+    return merged > of_warps ? merged : of_warps;
+  }
   static SSP_HD size_t bytes(bool rows, int threads, int columns) {
-    const size_t staged = rows ? sizeof(float) * kUnit * (threads + kPad) : 0;
-    const size_t most = columns > threads ? columns : threads;
-    return staged + sizeof(double) * kSums * (most + (columns + 1) / 2 * 2);
+    return sizeof(float) * staged_values(rows, threads, columns) +
+           sizeof(double) * (partial_values(threads, columns) + kSums * ((columns + 1) / 2 * 2));
   }
   SSP_DEVICE SumScratch(void* shared, bool rows, int columns)
       : staged(static_cast<float*>(shared)),
-        partial(reinterpret_cast<double*>(staged + (rows ? kUnit * (blockDim.x + kPad) : 0))),
-        totals(partial + kSums * (columns > static_cast<int>(blockDim.x) ? columns : blockDim.x)),
+        partial(reinterpret_cast<double*>(staged + staged_values(rows, blockDim.x, columns))),
+        totals(partial + partial_values(blockDim.x, columns)),
         after(totals + kSums * ((columns + 1) / 2 * 2)) {}
   SSP_DEVICE void* end() const { return after; }
   // The same with totals that begin at `first`.
@@ -46,7 +65,7 @@ struct SumScratch {
 // shared memory.
 template <int kCount, class F>
 SSP_DEVICE void sum_columns(int count, int columns, const SumScratch& scratch, const F& add) {
-  static_assert(kCount <= SumScratch::kSums);
+  static_assert(kCount <= SumScratch::kMerged);
   const int threads = blockDim.x;
   const int segments = max(1, min(kSegments, threads / columns));
   const int values = columns * segments;
@@ -86,7 +105,7 @@ SSP_DEVICE void block_sum(const PerChannel<kRows> (&values)[kCount], int width, 
   const int lane = threadIdx.x % kWarp;
   if constexpr (kRows) {
     const int columns = kUnit * width;
-    if (kCount * width <= kWarp && (width & (width - 1)) == 0) {  // as much is staged below
+    if (sums_by_shuffles(kCount, width)) {
       // What a warp's lanes have of a column first: they lie `width` apart.
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
