@@ -89,11 +89,18 @@ def test_op_libraries_are_free_of_python(library):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_op_libraries_put_no_number_into_a_stream(library):
-    path = _extension._LIBRARIES[library]
-    if not path.is_file():
+    if not _extension._LIBRARIES[library].is_file():
         pytest.skip(_extension.load(library))
-    # ostream::operator<< and what it calls, imported or linked in: see pytorch.h.
-    assert not re.findall(rb"_ZNSo(?:ls[Ea-z]\w*|9_M_insert\w*)", path.read_bytes())
+    # Not the library itself: where the C++ library is linked in, it has all of that, called by nobody.
+    folder = native_build.object_folder(native_build.Torch.installed())
+    part = "cpu" if library == "ops" else library
+    sources = native_build.CSRC.glob(f"{part}/*.c*")
+    objects = [path for s in sources for path in folder.glob(f"{part}/{s.name}*.o")]
+    if not objects:
+        pytest.skip("no object files here")
+    # ostream::operator<< and what it calls: see pytorch.h.
+    for path in objects:
+        assert not re.findall(rb"_ZNSo(?:ls[Ea-z]\w*|9_M_insert\w*)", path.read_bytes()), path
 
 
 def test_tiles_share_no_code_across_instruction_sets():

@@ -1,6 +1,7 @@
 """Bad input: the error's type, and the argument, requirement and value that its message names."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +167,26 @@ def test_backend_choice_nests():
     with pytest.raises(ValueError, match="unknown backend"), ssp_fused.use_backend("gpu"):
         pass
     assert backends.current() == "auto"
+
+
+def test_auto_leaves_large_tensors_of_a_gpu_to_triton_if_it_can(monkeypatch):
+    import ssp_fused._backends as backends
+
+    def chosen(size, *usable, device="cuda"):
+        for name in ("cpu", "cuda", "triton"):
+            refusal = None if name in usable else "not here"
+            monkeypatch.setattr(
+                backends._BACKENDS[name], "refusal", lambda ops, tensors, r=refusal: r
+            )
+        sizes = {"numel": lambda: size // 4, "element_size": lambda: 4}
+        tensor = SimpleNamespace(device=torch.device(device), **sizes)
+        return backends.select(["stage_combine"], [tensor]).name
+
+    assert chosen(255 << 20, "cuda", "triton") == "cuda"
+    assert chosen(256 << 20, "cuda", "triton") == "triton"
+    assert chosen(256 << 20, "cuda") == "cuda"
+    assert chosen(1 << 20, "triton") == "triton"
+    assert chosen(1 << 30, "cpu", "cuda", "triton", device="cpu") == "cpu"
 
 
 def test_auto_says_once_that_it_leaves_a_device_to_plain_pytorch(caplog, monkeypatch):

@@ -18,6 +18,8 @@ CPU, GPU = "cpu", "gpu"
 
 # The file's name without its device, and the command that measures it.
 _KERNELS = "OMP_NUM_THREADS=1 python -m benchmarks.kernels --device cpu --cold"
+_ON_GPU = "--device cuda --graph --dtypes bfloat16 --layouts channels_last"
+_PAPER = "128x16x32x32 128x32x16x16 128x64x8x8"
 COMMANDS = {
     CPU: {
         "memory": "python -m benchmarks.memory",
@@ -26,9 +28,9 @@ COMMANDS = {
         "adversarial": "python -m benchmarks.adversarial --device cpu",
     },
     GPU: {
-        "blocks": "python -m benchmarks.blocks --device cuda --graph --dtypes bfloat16 --layouts channels_last",
-        "kernels": "python -m benchmarks.kernels --device cuda --graph --cold",
-        "adversarial": "python -m benchmarks.adversarial --device cuda",
+        "blocks": f"python -m benchmarks.blocks {_ON_GPU} --schemes ssp33 --shapes {_PAPER}",
+        "kernels": f"python -m benchmarks.kernels {_ON_GPU} --shapes 2048x64x32x32",
+        "adversarial": "python -m benchmarks.adversarial --device cuda --amp bfloat16 --layouts channels_last",
     },
 }
 

@@ -21,6 +21,9 @@ _BACKENDS: dict[str, Backend] = {
 }
 # In the order in which "auto" tries them; the first that can serve the call does.
 _AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# On a GPU Triton's kernels are the faster ones, but it takes the host longer to launch them: from tensors of so many
+# bytes on, that no longer shows (measured: docs/backends.md).
+_LARGE_BYTES = 256 << 20
 _NAMES = ("auto", *_BACKENDS)
 
 _chosen: str | None = None
@@ -100,7 +103,7 @@ def select(ops: Sequence[str], tensors: Sequence[Tensor]) -> Backend:
             raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
         return backend
     reasons = []
-    for candidate in _AUTO.get(device, ()):
+    for candidate in _order(tensors[0]):
         backend = _BACKENDS[candidate]
         reason = backend.refusal(ops, tensors)
         if reason is None:
@@ -113,6 +116,14 @@ def select(ops: Sequence[str], tensors: Sequence[Tensor]) -> Backend:
     why = "; ".join(reasons) or f"no backend has kernels for {device} tensors"
     warn_once(f"{device} tensors are left to plain PyTorch: {why}")
     return reference.BACKEND
+
+
+def _order(tensor: Tensor) -> tuple[str, ...]:
+    """The backends that "auto" tries for a call on such a tensor."""
+    order = _AUTO.get(tensor.device.type, ())
+    if tensor.device.type == "cuda" and tensor.numel() * tensor.element_size() >= _LARGE_BYTES:
+        return order[::-1]
+    return order
 
 
 def _transform_refusal(backend: Backend) -> str | None:
