@@ -58,7 +58,7 @@ SSP_DEVICE void group_statistics(const Walk<kRows>& walk, const GroupNormParams&
 }
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kGroupNormThreads)
+__global__ void __launch_bounds__(kGroupNormThreads, 1)
     group_norm_kernel(const GroupNormParams params, const Geometry geometry, bool keeps) {
   SSP_DYN_SHARED(float, shared);
   const Walk<kRows> walk(geometry);

@@ -112,7 +112,7 @@ SSP_DEVICE void group_means(const Walk<kRows>& walk, const GroupNormBackwardPara
 }
 
 template <bool kRows, Access kAccess>
-__global__ void __launch_bounds__(kGroupNormThreads)
+__global__ void __launch_bounds__(kGroupNormThreads, 1)
     group_norm_backward_kernel(const GroupNormBackwardParams params, const Geometry geometry,
                                bool keeps) {
   SSP_DYN_SHARED(float, shared);

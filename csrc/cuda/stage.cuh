@@ -72,11 +72,14 @@ struct Terms {
   float coefficients[kSlots];
 };
 
-// Blocks of this many threads, and how many of them a multiprocessor is to hold.
+// Blocks of this many threads, and how many of them a multiprocessor is to hold: no more than leave
+// them their registers.
 constexpr int kStageThreads = 256;
 constexpr int kLeastStageBlocks = 2;
 template <int kTerms, Access kAccess>
-constexpr int kStageBlocks = kTerms != 0 && kAccess == Access::kNarrow ? 3 : kLeastStageBlocks;
+constexpr int kStageBlocks = kAccess == Access::kAny                     ? 1
+                             : kTerms != 0 && kAccess == Access::kNarrow ? 3
+                                                                         : kLeastStageBlocks;
 
 // u as stored.
 template <bool kRows, int kTerms, Access kAccess>
