@@ -15,7 +15,7 @@ inline Geometry stage_moments_geometry_on(const Extent& extent, const Device& de
 }
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>))
+__global__ void __launch_bounds__(kStageThreads, kStageBlocks<kAccess>)
     stage_moments_kernel(const StageMomentsParams params) {
   SSP_DYN_SHARED(float, shared);
   const Geometry& geometry = params.geometry;

@@ -11,7 +11,7 @@ constexpr int kNormActMaxWidth = 32;  // units of a row that a block works on
 constexpr int kNormActBatch = 2;      // units of a thread, at least, of a tensor that has enough
 
 template <bool kRows, int kTerms, Access kAccess>
-__global__ void __launch_bounds__(kStageThreads, (kStageBlocks<kTerms, kAccess>))
+__global__ void __launch_bounds__(kStageThreads, kStageBlocks<kAccess>)
     stage_norm_act_kernel(const StageNormActParams params, const Geometry geometry) {
   const Walk<kRows> walk(geometry);
   const ChannelLoad<kRows> bias(params.stage.channel_bias, walk);
