@@ -53,6 +53,7 @@ class Launch:
     arguments: dict[str, Any]
     programs: int
     warps: int
+    registers: int | None
     problem: str
 
     @property
@@ -103,8 +104,8 @@ def launches() -> list[Launch]:
     found: dict[tuple, Launch] = {}
     problem = ""
 
-    def record(kernel, like, programs, arguments, warps):
-        launch = Launch(kernel, arguments, programs, warps, problem)
+    def record(kernel, like, programs, arguments, warps, registers=None):
+        launch = Launch(kernel, arguments, programs, warps, registers, problem)
         found.setdefault((launch.name, launch.specialisation), launch)
 
     device = table.Device(MULTIPROCESSORS)
@@ -268,7 +269,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
         binary = launch.kernel.warmup(
             **launch.arguments,
             grid=(launch.programs,),
-            **operands.compile_options(launch.warps),
+            **operands.compile_options(launch.warps, launch.registers),
         )
 
     def number(pattern: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -139,6 +140,8 @@ def norm_act_backward(
     du = given.empty(checks.result("du_dtype", du_dtype, dz.dtype if u is None else u.dtype))
     more = (extras, extra_coefficients, extra_coefficient_tensor)
     added = operands.extras(checks, *more, dz, rows, du.dtype)
+    if sum_dy is None and ACTIVATIONS[activation] == "identity":
+        given = replace(given, u=None, mean=None)  # du does not depend on it
     _apply(given, operands.pointer(mask), sums, count, count_tensor, added, du)
     return du
 
@@ -213,6 +216,7 @@ def _apply(
             **operands.tile_arguments(matrix, chosen.tile),
         },
         chosen.tile.warps,
+        chosen.registers,
     )
 
 

@@ -16,7 +16,7 @@ from .pieces import (
     per_channel,
     store,
     tile,
-    unpack_bits,
+    unpack_signs,
     weighted_sum,
 )
 
@@ -61,13 +61,15 @@ def apply_kernel(
     first_line, first_column, offset, mask, channel, statistic, exists = tile(
         lines, length, channels, per_group, LINES, LENGTH, ROWS, PER_SAMPLE
     )
+    if len(extras) > 0:
+        later = weighted_sum(extras, extra_coefficients, extra_coefficient_tensor, offset, mask)
     deviation = per_channel(rstd, statistic, exists, 1.0, ROWS)
     factor = per_channel(gamma, channel, exists, 1.0, ROWS)
     upstream = number(scale, scale_tensor) * load(dz, offset, mask)
     if bits is not None:
         place, byte_line, byte = mask_places(first_line, first_column, lines, length, LINES, LENGTH)
         bytes = tl.load(bits + place, mask=byte_line[:, None] & byte[None, :], other=0)
-        dy = masked(upstream, unpack_bits(bytes, LINES, LENGTH) == 0, ACTIVATION)
+        dy = masked(upstream, unpack_signs(bytes, LINES, LENGTH) <= 0, ACTIVATION)
         own = factor * deviation * dy
     elif u is None:
         own = factor * deviation * upstream
@@ -88,5 +90,5 @@ def apply_kernel(
                 mean_dy, mean_dy_xhat = factor * mean_dy, factor * mean_dy_xhat
             own = input_gradient(dy, xhat, deviation, factor, mean_dy, mean_dy_xhat)
     if len(extras) > 0:
-        own += weighted_sum(extras, extra_coefficients, extra_coefficient_tensor, offset, mask)
+        own += later
     store(du, offset, own, mask)

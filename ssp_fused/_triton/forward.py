@@ -43,6 +43,7 @@ def stage_combine(
         chosen.programs,
         {**stage.arguments(), "u": u, **operands.tile_arguments(matrix, chosen.tile)},
         chosen.tile.warps,
+        chosen.registers,
     )
     return u
 
@@ -190,6 +191,7 @@ def _normalize(
             **operands.tile_arguments(matrix, chosen.tile),
         },
         chosen.tile.warps,
+        chosen.registers,
     )
 
 

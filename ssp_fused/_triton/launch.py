@@ -14,6 +14,7 @@ from dataclasses import dataclass
 WARP = 32
 _REGISTERS = 65536  # of a multiprocessor, since compute capability 7.0
 _REGISTERS_OF_A_THREAD = 255
+_STREAMING_WARPS = 16  # that a multiprocessor holds where an op passes once over much memory
 VECTOR_BYTES = 16  # the widest access of a thread
 _LINE = 8  # no tile is shorter: a byte of the mask
 _LONGEST = 1 << 31  # lines are shorter: kernels count their elements in 32 bits
@@ -61,10 +62,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A launch in which every tile is a program's."""
+    """A launch in which every tile is a program's.
+
+    Attributes:
+        registers: the most that a thread gets.
+    """
 
     tile: Tile
     programs: int
+    registers: int
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,10 @@ def pointwise(
             matrix.samples * cdiv(matrix.lines, chosen.lines) * cdiv(matrix.length, chosen.length)
         )
         if per_thread == 8 or programs >= device.multiprocessors:
-            return Pointwise(chosen, programs)
+            # Narrower accesses take a pair of registers each for their addresses.
+            vectors = chosen.unit * itemsize == VECTOR_BYTES
+            most = registers(_STREAMING_WARPS if vectors else warps)
+            return Pointwise(chosen, programs, most)
         per_thread //= 2
 
 

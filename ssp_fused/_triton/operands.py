@@ -29,23 +29,30 @@ def device_of(tensor: Tensor) -> table.Device:
     return _cuda_device(tensor.device.index) if tensor.is_cuda else _INTERPRETED
 
 
-def compile_options(warps: int) -> dict[str, Any]:
-    """How every kernel is compiled.
+def compile_options(warps: int, registers: int | None = None) -> dict[str, Any]:
+    """How every kernel is compiled; ``registers``: the most that a thread gets, if not all that it can have.
 
     Without contraction to fused multiply-adds: backward recomputes y by forward's expression, and its mask is forward's
     bit for bit in whatever kernel the expression stands.
     """
     return {
         "num_warps": warps,
-        "maxnreg": table.registers(warps),
+        "maxnreg": registers or table.registers(warps),
         "enable_fp_fusion": False,
     }
 
 
-def launch(kernel: Any, like: Tensor, programs: int, arguments: dict[str, Any], warps: int) -> None:
+def launch(
+    kernel: Any,
+    like: Tensor,
+    programs: int,
+    arguments: dict[str, Any],
+    warps: int,
+    registers: int | None = None,
+) -> None:
     """Run a kernel on ``like``'s device, on its current stream."""
     with torch.cuda.device_of(like):
-        kernel[(programs,)](**arguments, **compile_options(warps))
+        kernel[(programs,)](**arguments, **compile_options(warps, registers))
 
 
 def tile_arguments(matrix: table.Matrix, tile: table.Tile) -> dict[str, Any]:

@@ -337,7 +337,10 @@ def pack_bits(positive, LINES: tl.constexpr, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def unpack_bits(bytes, LINES: tl.constexpr, LENGTH: tl.constexpr):
-    """reference.unpack_mask of a tile."""
+def unpack_signs(bytes, LINES: tl.constexpr, LENGTH: tl.constexpr):
+    """reference.unpack_mask of a tile, as numbers of y's sign: 0.5 where y > 0, else -0.5.
+
+    Tests of the bits themselves would take every predicate that there is, and loads that are predicated wait for one.
+    """
     bits = (bytes[:, :, None].to(tl.int32) >> tl.arange(0, 8)[None, None, :]) & 1
-    return tl.reshape(bits, (LINES, LENGTH)) != 0
+    return tl.reshape(bits, (LINES, LENGTH)).to(tl.float32) - 0.5

@@ -33,9 +33,9 @@ def linf_step(
     matrix = table.flat_matrix(x_adv.shape)
     chosen = table.pointwise(matrix, 3, *sizes, operands.device_of(x_adv))
     tile = chosen.tile
-    sizes = {"units": numel // tile.unit, "UNIT": tile.unit, "LENGTH": tile.length}
+    arguments |= {"units": numel // tile.unit, "UNIT": tile.unit, "LENGTH": tile.length}
     programs = table.cdiv(numel, tile.length)
-    operands.launch(linf_kernel, result, programs, {**arguments, **sizes}, tile.warps)
+    operands.launch(linf_kernel, result, programs, arguments, tile.warps, chosen.registers)
     return result
 
 
