@@ -248,11 +248,13 @@ class Compiled:
 
     Attributes:
         loads, stores: how many of the program text's global accesses have which width in bytes.
+        binary: Triton's, with its texts in ``asm``.
     """
 
     resources: Resources
     loads: Counter[int]
     stores: Counter[int]
+    binary: Any
 
 
 def compiled(launch: Launch, arch: int) -> Compiled:
@@ -287,7 +289,7 @@ def compiled(launch: Launch, arch: int) -> Compiled:
         shared_bytes=binary.metadata.shared,
         access_bytes=max([*loads, *stores], default=None),
     )
-    return Compiled(resources, loads, stores)
+    return Compiled(resources, loads, stores, binary)
 
 
 def _widths(text: str, kind: str) -> Counter[int]:

@@ -5,8 +5,9 @@ which takes hours. Each compilation has a cache folder of its own, so that the c
 """
 
 import pytest
+import torch
 
-from benchmarks import triton_bounds, triton_resources
+from benchmarks import machine_code, triton_bounds, triton_resources
 
 pytest.importorskip("triton")
 
@@ -29,6 +30,48 @@ def test_kernels_compile_within_bounds(covering, arch, share):
             assert not faults, f"{found.resources} of {launch.problem}: {', '.join(faults)}"
             dense += triton_bounds.is_dense_path(launch)
     assert dense, "no launch of the share was on a dense path"
+
+
+# A pass of an attack step has one round; beside mask bits the assembler may put off a load or two.
+MOST_ROUNDS = {"linf_kernel": 1, "l2_kernel": 3, "apply_kernel": 2}
+
+
+@pytest.mark.parametrize("arch", triton_resources.ARCHS)
+def test_loads_go_out_together(arch):
+    chosen = {}
+    for launch in triton_resources.launches():
+        of = launch.arguments
+        if launch.name not in MOST_ROUNDS or not triton_bounds.is_dense_path(launch):
+            continue
+        if launch.name == "apply_kernel" and (of["bits"] is None or len(of["extras"]) != 1):
+            continue
+        if of.get("dz", of.get("x_adv")).dtype == torch.bfloat16:
+            chosen.setdefault((launch.name, of.get("ROWS"), of.get("ACTIVATION")), launch)
+    assert len(chosen) == 6  # masks: both layouts, relu and leaky_relu
+    with triton_resources.target(arch):
+        for launch in chosen.values():
+            binary = triton_resources.compiled(launch, arch).binary
+            rounds = machine_code.load_rounds(binary.asm["sass"])
+            assert 1 <= rounds <= MOST_ROUNDS[launch.name], f"{rounds} of {launch.variant}"
+
+
+def test_rounds_of_loads_are_counted():
+    load = "--:-:{}:-:1	@P0 LDG.E.128 R4, desc[UR4][R2.64];"
+    other = "{}:-:-:-:4	FADD R4, R4, R5;"
+    first, second, wait, no_wait = (
+        load.format(0),
+        load.format(3),
+        other.format("08"),
+        "--:-:1:-:1	LDC R1, c[0x0][0x28];",
+    )
+    for lines, rounds in (
+        ([no_wait, wait], 0),
+        ([first, second, wait], 1),
+        ([first, wait, second], 1),  # for another barrier
+        ([second, wait, first], 2),
+        ([second, wait, first, no_wait, second, wait, wait], 2),
+    ):
+        assert machine_code.load_rounds("\n".join(lines)) == rounds
 
 
 def test_the_covering_makes_every_choice(covering):

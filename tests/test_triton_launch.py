@@ -60,6 +60,10 @@ def test_pointwise_tiles_cover_the_matrix(shape, rows, operands, itemsize):
         down = math.ceil(matrix.lines / chosen.tile.lines)
         assert chosen.programs == matrix.samples * across * down
         assert chosen.programs < 2**31
+        if chosen.tile.unit * itemsize == 16:  # 16 warps share a multiprocessor's registers
+            assert 16 * 32 * chosen.registers <= 65536
+        else:
+            assert chosen.registers == launch.registers(chosen.tile.warps)
 
 
 def test_lines_without_channels_stay_short_of_what_kernels_count():
