@@ -243,8 +243,8 @@ def _backward(
     count = len(needs) - 1
     saved = [*rest[count:], None if x is None else plan.inside(x)]
     walk = Backward(plan, rest[:count], saved, needs)
-    dx = walk.run(dy, notes.slopes, notes.shortcuts)
-    return [dx, *walk.gradients], notes
+    dx, gradients = walk.run(dy, notes.slopes, notes.shortcuts)
+    return [dx, *gradients], notes
 
 
 def _cut(tensor: Tensor | None, tiles: Sequence[tuple[int, int]]) -> list[Tensor | None]:

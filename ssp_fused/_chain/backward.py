@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import _distributed, reference
-from .._layout import dense, dense_strides, empty, is_dense, laid_out_as
+from .._layout import dense, dense_strides, empty, is_dense
 from .._ops import MAX_TERMS
+from .gradients import Gradients
 from .plan import BATCH, FIXED, Block, Conv, Norm, Plan
 from .records import Slope, Stage, Use, Weights, cast, get
 
@@ -29,7 +30,7 @@ def _uses(block: Block, i: int, of_slope: bool) -> list[tuple[int, int]]:
 
 
 class Backward:
-    """The walk back, adding up the tensors' gradients on its way.
+    """The walk back, by the backend's ops.
 
     Where the gradient's own graph is being recorded (on a frozen chain), the ops are the reference's.
     """
@@ -47,82 +48,23 @@ class Backward:
         # A compiler plans memory itself.
         compiling = torch.compiler.is_compiling()
         self.writes_over = self.ops is not reference and plan.backend.writes_over and not compiling
-        self.needs_x, self.needs = needs[0], needs[1:]
-        self.gradients: list[Tensor | None] = [None] * len(tensors)
-        # Of vectors' gradients, not added up yet: each times a number.
-        self.parts: dict[int, list[tuple[Tensor, float]]] = {}
-        self.learns = any(self.needs)
+        self.needs_x = needs[0]
+        self.gradients = Gradients(tensors, needs[1:])
         self.z: Tensor | None = None  # that was written last, if it is to be written over
-        self.with_sums = any(self.wants(b.conv2.bias, b.coefficients) for b in plan.blocks)
+        self.with_sums = any(
+            self.gradients.wants(b.conv2.bias, b.coefficients) for b in plan.blocks
+        )
         # S at the chain's end; a number n among the S_i stands for n times it.
         self.end: Tensor | None = None
 
-    def wants(self, *places: int | None) -> bool:
-        return self.learns and any(place is not None and self.needs[place] for place in places)
-
-    def add(self, place: int | None, gradient: Tensor | None, factor: float | Tensor = 1.0) -> None:
-        """``factor`` times a gradient, to that of a tensor."""
-        if gradient is None or not self.wants(place):
-            return
-        if self.t[place].dim() == 1:
-            if isinstance(factor, Tensor):
-                gradient, factor = gradient * factor.to(gradient.dtype), 1.0
-            self.parts.setdefault(place, []).append((gradient, factor))
-            return
-        # A convolution's weight: gradients too large to be kept until the end, this walk's own, and so written over.
-        gradient = cast(gradient, self.t[place].dtype)
-        if isinstance(factor, Tensor):
-            gradient, factor = gradient.mul_(factor.to(gradient.dtype)), 1.0
-        total = self.gradients[place]
-        if total is not None:
-            gradient = total.add_(gradient, alpha=factor)
-        elif factor != 1:
-            gradient = gradient.mul_(factor)
-        self.gradients[place] = gradient
-
-    def add_up(self) -> None:
-        """The vectors' gradients from their parts, of all vectors at once: each op on one is hardly any work.
-
-        A vector's parts are added in the order in which they came, and rounded to its dtype once.
-        """
-        if not self.parts:
-            return
-        # The S at the chain's end may be a part of several gradients, which must not be one tensor: times 1 is a copy.
-        scaled = [
-            (place, k)
-            for place, parts in self.parts.items()
-            for k, (part, factor) in enumerate(parts)
-            if factor != 1 or part is self.end
-        ]
-        terms = {place: [part for part, _ in parts] for place, parts in self.parts.items()}
-        if scaled:
-            factors = [self.parts[place][k][1] for place, k in scaled]
-            products = torch._foreach_mul([terms[place][k] for place, k in scaled], factors)
-            for (place, k), product in zip(scaled, products, strict=True):
-                terms[place][k] = product
-        totals = {place: first for place, (first, *_) in terms.items()}
-        for k in range(1, max(map(len, terms.values()))):
-            places = [place for place in terms if len(terms[place]) > k]
-            sums = torch._foreach_add([totals[p] for p in places], [terms[p][k] for p in places])
-            totals.update(zip(places, sums, strict=True))
-        rounded = {
-            place: torch.empty_like(self.t[place])
-            for place, total in totals.items()
-            if total.dtype != self.t[place].dtype
-        }
-        if rounded:
-            torch._foreach_copy_(list(rounded.values()), [totals[place] for place in rounded])
-        for place, total in (totals | rounded).items():
-            self.gradients[place] = total
-
     def run(
         self, dy: Tensor, slopes: Sequence[Slope], shortcuts: Sequence[Use | None]
-    ) -> Tensor | None:
-        """The gradient of x, where it is wanted."""
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients of x and of the tensors, where they are wanted."""
         blocks = self.plan.blocks
         upstream = [self.needs_x]
         for block in blocks:
-            upstream.append(upstream[-1] or self.wants(*block.tensors()))
+            upstream.append(upstream[-1] or self.gradients.wants(*block.tensors()))
         # A gradient may come in any strides, that of an average pooling expanded: made dense once, for all readers.
         g, end = dense(dy, slopes[-1].norm1.rows), len(slopes)
         sums = None
@@ -136,20 +78,8 @@ class Backward:
                 block, g, sums, slopes[start:end], shortcuts[position], upstream[position]
             )
             end = start
-        self.add_up()
-        zeros = []
-        for place, (gradient, needed) in enumerate(zip(self.gradients, self.needs, strict=True)):
-            if not needed:
-                continue
-            # Exact zeros are tensors: of a bias that only a batch norm sees, say.
-            if gradient is None:
-                self.gradients[place] = torch.empty_like(self.t[place])
-                zeros.append(self.gradients[place])
-            elif not torch.compiler.is_compiling():  # a weight's is in rows where activations are
-                self.gradients[place] = laid_out_as(gradient, self.t[place])
-        if zeros:
-            torch._foreach_zero_(zeros)
-        return self.plan.outside(g) if self.needs_x else None
+        gradients = self.gradients.found(self.end)
+        return (self.plan.outside(g) if self.needs_x else None), gradients
 
     def block(
         self,
@@ -163,9 +93,9 @@ class Backward:
         """G_0 and S_0 of a block, from G_s and S_s."""
         stages = len(block.rows)
         gs, sums = {stages: g}, {stages: last_sums}
-        inside = self.wants(*block.tensors())
+        inside = self.gradients.wants(*block.tensors())
         for i in reversed(range(stages)):
-            if self.wants(block.coefficients):
+            if self.gradients.wants(block.coefficients):
                 self.learn(block, i, gs[i + 1], sums[i + 1], slopes)
             wanted = upstream or (inside and i > 0)
             du, own = self.evaluation(block, i, gs, slopes[i], aside, wanted)
@@ -176,7 +106,7 @@ class Backward:
             for j in list(gs):  # an earlier stage may have no more use for it
                 if j > i and not any(k.index < i for k in block.rows[j - 1]):
                     del gs[j]
-        if self.wants(block.conv2.bias):
+        if self.gradients.wants(block.conv2.bias):
             self.add_bias(block, sums)
         if upstream and 0 not in gs:  # a scheme whose last stage is nothing of x
             use = slopes[0].norm1
@@ -215,7 +145,7 @@ class Backward:
             for j in range(len(block.rows))
             for k in block.rows[j]
         ]
-        self.add(block.coefficients, torch.stack(gradient))
+        self.gradients.add(block.coefficients, torch.stack(gradient))
 
     def sums(
         self, block: Block, i: int, sums: dict[int, Tensor | float], own: Tensor | None
@@ -250,11 +180,11 @@ class Backward:
                     continue
                 s, coefficient = sums[j], self.coefficient(block, j, p)
                 if isinstance(s, Tensor) or isinstance(coefficient, Tensor):
-                    self.add(block.conv2.bias, self.vector(s), coefficient)
+                    self.gradients.add(block.conv2.bias, self.vector(s), coefficient)
                 else:
                     number += s * coefficient
         if number != 0:
-            self.add(block.conv2.bias, self.end, number)
+            self.gradients.add(block.conv2.bias, self.end, number)
 
     def evaluation(
         self,
@@ -276,18 +206,26 @@ class Backward:
         g = cast(above.terms[0], self.plan.z_dtype)
         factor = above.numbers[0] if above.coefficients is None else above.coefficients
 
-        below = wanted or self.wants(block.conv1.weight, block.norm1.weight, block.norm1.bias)
+        below = wanted or self.gradients.wants(
+            block.conv1.weight, block.norm1.weight, block.norm1.bias
+        )
         if block.shortcut is not None:
-            below = below or self.wants(block.shortcut[0].weight)
+            below = below or self.gradients.wants(block.shortcut[0].weight)
         dc = self.through(block.conv2, block.norm2, slope.norm2, g, factor, below, block.conv1.bias)
         if block.shortcut is None:
             if not below:
                 return None, None
             dz = self.input_gradient(block.conv1, dc, slope.norm1)
             du, own, z = self.norm(
-                block.norm1, slope.norm1, dz, 1.0, extras, wanted, self.wants(block.conv1.weight)
+                block.norm1,
+                slope.norm1,
+                dz,
+                1.0,
+                extras,
+                wanted,
+                self.gradients.wants(block.conv1.weight),
             )
-            self.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
+            self.gradients.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
             return du, own
         return self.fork(block, slope.norm1, aside, g, dc, below, wanted)
 
@@ -304,7 +242,7 @@ class Backward:
         """The rest of ``evaluation`` where act(norm1(x)) goes into conv1 and into a shortcut."""
         conv, norm = block.shortcut
         dq, own, _ = self.norm(norm, aside, g, 1.0, Stage([], []), below, False, keep_dz=True)
-        self.add(conv.bias, own)
+        self.gradients.add(conv.bias, own)
         if not below:
             return None, None
         branch = self.input_gradient(block.conv1, dc, use)
@@ -313,10 +251,10 @@ class Backward:
         else:
             shortcut = self.input_gradient(conv, dq, use)
             dz = self.ops.stage_combine([branch, shortcut], [1.0, 1.0], None, None)
-        learns = self.wants(block.conv1.weight, conv.weight)
+        learns = self.gradients.wants(block.conv1.weight, conv.weight)
         du, own, z = self.norm(block.norm1, use, dz, 1.0, Stage([], []), wanted, learns)
-        self.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
-        self.add(conv.weight, self.weight_gradient(conv, dq, z))
+        self.gradients.add(block.conv1.weight, self.weight_gradient(block.conv1, dc, z))
+        self.gradients.add(conv.weight, self.weight_gradient(conv, dq, z))
         return du, own
 
     def through(
@@ -330,11 +268,11 @@ class Backward:
         inner_bias: int | None,
     ) -> Tensor | None:
         """From a convolution's output to the input of the norm before it; ``factor`` belongs to g."""
-        learns = self.wants(conv.weight)
+        learns = self.gradients.wants(conv.weight)
         dz = self.input_gradient(conv, g, use)
         du, own, z = self.norm(norm, use, dz, factor, Stage([], []), below, learns)
-        self.add(inner_bias, own)
-        self.add(conv.weight, self.weight_gradient(conv, g, z), factor)
+        self.gradients.add(inner_bias, own)
+        self.gradients.add(conv.weight, self.weight_gradient(conv, g, z), factor)
         return du
 
     def input_gradient(self, conv: Conv, g: Tensor, use: Use) -> Tensor:
@@ -360,7 +298,7 @@ class Backward:
 
     def weight_gradient(self, conv: Conv, g: Tensor, z: Tensor | None) -> Tensor | None:
         """Of a convolution with input z, where it is wanted."""
-        if z is None or not self.wants(conv.weight):
+        if z is None or not self.gradients.wants(conv.weight):
             return None
         return self.transpose(conv, g, z, (False, True, False))[1]
 
@@ -420,8 +358,8 @@ class Backward:
                 *added,
                 write_z,
             )
-            self.add(norm.weight, d_gamma)
-            self.add(norm.bias, d_beta)
+            self.gradients.add(norm.weight, d_gamma)
+            self.gradients.add(norm.bias, d_beta)
         return du, own, (kept if kept is not None else z if learns else None)
 
     def batch(
@@ -453,8 +391,8 @@ class Backward:
         else:
             du = None
             dy, dy_xhat, z = self.ops.norm_act_backward_reduce(*dz, *operands, write_z)
-        self.add(norm.weight, dy_xhat)
-        self.add(norm.bias, dy)
+        self.gradients.add(norm.weight, dy_xhat)
+        self.gradients.add(norm.bias, dy)
         return du, z
 
     def room_for_z(self, use: Use, dz: Tensor) -> Tensor:
@@ -478,10 +416,10 @@ class Backward:
         """du, its own sum and z under given statistics."""
         u, mask = get(self.saved, use.operand), get(self.saved, use.mask)
         du = own = z = None
-        if write_z or self.with_sums or self.wants(norm.weight, norm.bias, use.bias):
+        if write_z or self.with_sums or self.gradients.wants(norm.weight, norm.bias, use.bias):
             dy, dy_xhat, z = self.ops.norm_act_backward_reduce(*dz, u, *operands, write_z)
-            self.add(norm.weight, dy_xhat)
-            self.add(norm.bias, dy)
+            self.gradients.add(norm.weight, dy_xhat)
+            self.gradients.add(norm.bias, dy)
             own = dy * self.t[norm.rstd]
             if norm.weight is not None:
                 own = own * self.t[norm.weight].to(own.dtype)
