@@ -103,7 +103,7 @@ inline OnChipPlan plan_batch_norm_backward_on(const BatchNormBackwardParams& par
       params, extent, [&]<bool kRows, Access kAccess, bool kFew>() {
         return plan_on_chip<BatchNormBackwardChip<kAccess>>(
             extent, kBatchNormBackwardMaxWidth, kBatchNormBackwardThreads<kAccess, kFew>, device,
-            gradient_sums_shared, [](size_t shared) {
+            merging_shared, [](size_t shared) {
               return SSP_BLOCKS_PER_MULTIPROCESSOR(
                   (batch_norm_backward_kernel<kRows, kAccess, kFew>),
                   (kBatchNormBackwardThreads<kAccess, kFew>), shared);

@@ -60,6 +60,13 @@ struct SumScratch {
   double* after;
 };
 
+// Shared memory of a block that merges partial results: two tables over the tile's channels, and
+// its sums.
+inline size_t merging_shared(const Geometry& g) {
+  return 2 * sizeof(float) * g.table() +
+         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
+}
+
 // totals[k * columns + column] = the sum over i < count of what add(i, column, sums) adds to
 // sums[k], formed by the whole block. Ends with a barrier; needs one before it where `add` reads
 // shared memory.

@@ -11,12 +11,6 @@
 
 namespace ssp {
 
-// Two tables over the tile's channels, and the sums of a block.
-inline size_t gradient_sums_shared(const Geometry& g) {
-  return 2 * sizeof(float) * g.table() +
-         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
-}
-
 // What input_gradient subtracts, beside the affine parameters: tables over the tile's channels.
 struct GradientTables : AffineTables {
   static constexpr int kTables = AffineTables::kTables + 2;
@@ -29,14 +23,9 @@ struct GradientTables : AffineTables {
   float* mean_dy_xhat;
 };
 
-// The parameters of the units of a thread that keeps to its channels.
 template <bool kRows>
 SSP_DEVICE Affine<kRows> affine_of(const Walk<kRows>& walk, const NormGradient& gradient) {
-  const ChannelLoad<kRows> mean(gradient.mean, walk);
-  const ChannelLoad<kRows> rstd(gradient.rstd, walk);
-  const ChannelLoad<kRows> gamma(gradient.gamma, walk);
-  const ChannelLoad<kRows> beta(gradient.beta, walk);
-  return Affine<kRows>(mean.or_else(0), rstd.or_else(1), gamma, beta);
+  return affine_of(walk, gradient.mean, gradient.rstd, gradient.gamma, gradient.beta);
 }
 
 SSP_DEVICE float scale_of(const NormGradient& gradient) {

@@ -10,12 +10,6 @@
 
 namespace ssp {
 
-// Two tables over the tile's channels, and the sums of a block.
-inline size_t moments_shared(const Geometry& g) {
-  return 2 * sizeof(float) * g.table() +
-         SumScratch::bytes(g.extent.rows, g.threads, g.tile_channels);
-}
-
 // Moments of a thread's elements by channel: sums, and Welford's mean and squared deviations.
 template <bool kRows>
 struct ThreadMoments {

@@ -87,13 +87,9 @@ __global__ void __launch_bounds__(kBackwardThreads, kFew ? kBackwardBlocks : 1)
   const Walk<kRows> walk(geometry);
   const bool merges = params.sums.partials != nullptr;
   const bool subtracts = merges || params.sum_dy.data != nullptr;
-  const ChannelLoad<kRows> rstd(gradient.rstd, walk);
-  const ChannelLoad<kRows> gamma(gradient.gamma, walk);
-  const ChannelLoad<kRows> mean(gradient.mean, walk);
-  const ChannelLoad<kRows> beta(gradient.beta, walk);
   const ChannelLoad<kRows> sum_dy(params.sum_dy, walk);
   const ChannelLoad<kRows> sum_dy_xhat(params.sum_dy_xhat, walk);
-  const Affine<kRows> affine(mean.or_else(0), rstd.or_else(1), gamma, beta);
+  const Affine<kRows> affine = affine_of(walk, gradient);
   GradientMeans<kRows> means;
   if constexpr (!kMasked) {
     means = {sum_dy.or_else(0), sum_dy_xhat.or_else(0)};
@@ -181,10 +177,9 @@ inline void run_norm_reduce(const NormReduceParams& params, cudaStream_t stream)
   // The first part of every tile: its blocks are the grid's first.
   const dim3 grid(g.tiles);
   if (g.extent.rows) {
-    SSP_LAUNCH((merge_sums_kernel<true>), grid, dim3(g.threads), gradient_sums_shared(g), stream,
-               params);
+    SSP_LAUNCH((merge_sums_kernel<true>), grid, dim3(g.threads), merging_shared(g), stream, params);
   } else {
-    SSP_LAUNCH((merge_sums_kernel<false>), grid, dim3(g.threads), gradient_sums_shared(g), stream,
+    SSP_LAUNCH((merge_sums_kernel<false>), grid, dim3(g.threads), merging_shared(g), stream,
                params);
   }
 }
@@ -197,7 +192,7 @@ inline void run_norm_backward(const NormBackwardParams& params, cudaStream_t str
                                       address(gradient.u.data) | address(params.du.data),
                                   is_narrow(params.extras) && is_narrow(gradient.dz) &&
                                       is_narrow(gradient.u) && is_narrow(params.du));
-  const size_t shared = params.sums.partials != nullptr ? gradient_sums_shared(g) : 0;
+  const size_t shared = params.sums.partials != nullptr ? merging_shared(g) : 0;
   const bool few = params.extras.count <= 1;
   with_layout_variant(g.extent.rows, access, [&]<bool kRows, Access kAccess>() {
     const auto run = [&]<bool kMasked, bool kFew>() {

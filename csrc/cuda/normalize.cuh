@@ -58,6 +58,18 @@ struct Affine {
   PerChannel<kRows> beta;
 };
 
+// The parameters of the units of a thread that keeps to its channels.
+template <bool kRows>
+SSP_DEVICE Affine<kRows> affine_of(const Walk<kRows>& walk, const Operand& means,
+                                   const Operand& rstds, const Operand& gammas,
+                                   const Operand& betas) {
+  const ChannelLoad<kRows> mean(means, walk);
+  const ChannelLoad<kRows> rstd(rstds, walk);
+  const ChannelLoad<kRows> gamma(gammas, walk);
+  const ChannelLoad<kRows> beta(betas, walk);
+  return Affine<kRows>(mean.or_else(0), rstd.or_else(1), gamma, beta);
+}
+
 // One bit an element, the first the lowest.
 SSP_DEVICE uint8_t mask_bits(const float (&y)[kUnit], int length) {
   uint32_t bits = 0;

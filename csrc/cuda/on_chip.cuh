@@ -32,28 +32,14 @@ struct OnChip {
   SSP_DEVICE void fill(const Walk<kRows>& walk, const Load& load, const F& f) {
     constexpr int kBatch = kMost < kRegisters ? kMost : kRegisters;
     static_assert(kRegisters % kBatch == 0, "no batch may be partly in registers");
-    const auto batch = [&](int first, const auto& keep) {
-      decltype(load(Place{})) raw[kBatch];
-      Place places[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const uint32_t unit = walk.begin + (first + i) * walk.g.active;
-        if (unit >= walk.end) continue;
-        places[i] = place_of<kAccess>(walk, unit);
-        raw[i] = load(places[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (walk.begin + (first + i) * walk.g.active < walk.end) keep(raw[i], places[i], i);
-      }
-    };
 #pragma unroll
     for (int k = 0; k < kRegisters; k += kBatch) {
-      batch(k,
-            [&](const auto& raw, const Place& place, int i) { f(raw, place, registers[k + i]); });
+      batch<kBatch>(walk, k, load, [&](int i, const Place& place, const auto& raw) {
+        f(raw, place, registers[k + i]);
+      });
     }
     for (int k = kRegisters; walk.begin + k * walk.g.active < walk.end; k += kBatch) {
-      batch(k, [&](const auto& raw, const Place& place, int i) {
+      batch<kBatch>(walk, k, load, [&](int i, const Place& place, const auto& raw) {
         Kept kept;
         f(raw, place, kept);
         put(k + i, kept);
@@ -65,24 +51,13 @@ struct OnChip {
   // units at once as registers hold.
   template <bool kRows, class Load, class F>
   SSP_DEVICE void for_each(const Walk<kRows>& walk, const Load& load, const F& f) const {
-    const auto batch = [&](int first, const auto& kept) {
-      decltype(load(Place{})) raw[kRegisters];
-      Place places[kRegisters];
-#pragma unroll
-      for (int i = 0; i < kRegisters; ++i) {
-        const uint32_t unit = walk.begin + (first + i) * walk.g.active;
-        if (unit >= walk.end) continue;
-        places[i] = place_of<kAccess>(walk, unit);
-        raw[i] = load(places[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kRegisters; ++i) {
-        if (walk.begin + (first + i) * walk.g.active < walk.end) f(kept(i), places[i], raw[i]);
-      }
-    };
-    batch(0, [&](int i) { return registers[i]; });
+    batch<kRegisters>(walk, 0, load, [&](int i, const Place& place, const auto& raw) {
+      f(registers[i], place, raw);
+    });
     for (int k = kRegisters; walk.begin + k * walk.g.active < walk.end; k += kRegisters) {
-      batch(k, [&](int i) { return get(k + i); });
+      batch<kRegisters>(walk, k, load, [&](int i, const Place& place, const auto& raw) {
+        f(get(k + i), place, raw);
+      });
     }
   }
 
@@ -100,6 +75,24 @@ struct OnChip {
   }
 
  private:
+  // Loads kCount of the thread's units, from the first on, and then calls f(i, place, raw) for
+  // each.
+  template <int kCount, bool kRows, class Load, class F>
+  SSP_DEVICE static void batch(const Walk<kRows>& walk, int first, const Load& load, const F& f) {
+    decltype(load(Place{})) raw[kCount];
+    Place places[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const uint32_t unit = walk.begin + (first + i) * walk.g.active;
+      if (unit >= walk.end) continue;
+      places[i] = place_of<kAccess>(walk, unit);
+      raw[i] = load(places[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (walk.begin + (first + i) * walk.g.active < walk.end) f(i, places[i], raw[i]);
+    }
+  }
   SSP_DEVICE uint4* place(int k, int vector) const {
     return shelf + ((k - kRegisters) * kVectors + vector) * blockDim.x;
   }

@@ -55,7 +55,7 @@ inline void run_stage_moments_partials(const StageMomentsParams& params, cudaStr
   with_stage_variant(g.extent.rows, params.stage.sum.count, access,
                      [&]<bool kRows, int kTerms, Access kAccess>() {
                        SSP_LAUNCH((stage_moments_kernel<kRows, kTerms, kAccess>), dim3(g.blocks()),
-                                  dim3(g.threads), moments_shared(g), stream, params);
+                                  dim3(g.threads), merging_shared(g), stream, params);
                      });
 }
 
@@ -65,10 +65,10 @@ inline void run_stage_moments(const StageMomentsParams& params, cudaStream_t str
   // The first part of every tile: its blocks are the grid's first.
   const dim3 grid(g.tiles);
   if (g.extent.rows) {
-    SSP_LAUNCH((merge_moments_kernel<true>), grid, dim3(g.threads), moments_shared(g), stream,
+    SSP_LAUNCH((merge_moments_kernel<true>), grid, dim3(g.threads), merging_shared(g), stream,
                params);
   } else {
-    SSP_LAUNCH((merge_moments_kernel<false>), grid, dim3(g.threads), moments_shared(g), stream,
+    SSP_LAUNCH((merge_moments_kernel<false>), grid, dim3(g.threads), merging_shared(g), stream,
                params);
   }
 }

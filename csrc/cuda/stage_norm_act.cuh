@@ -20,11 +20,7 @@ __global__ void __launch_bounds__(kStageThreads, kStageBlocks<kAccess>)
     for_each_stage_unit(walk, stage, [](const Place&, const float (&)[kUnit]) {});
     return;
   }
-  const ChannelLoad<kRows> mean(params.mean, walk);
-  const ChannelLoad<kRows> rstd(params.rstd, walk);
-  const ChannelLoad<kRows> gamma(params.gamma, walk);
-  const ChannelLoad<kRows> beta(params.beta, walk);
-  Affine<kRows> affine(mean.or_else(0), rstd.or_else(1), gamma, beta);
+  Affine<kRows> affine = affine_of(walk, params.mean, params.rstd, params.gamma, params.beta);
   if (params.batch.partials != nullptr) {
     SSP_DYN_SHARED(float, shared);
     float* rstds = shared + geometry.table();
@@ -54,7 +50,7 @@ inline void run_stage_norm_act(const StageNormActParams& params, const Device& d
   const Access access = access_of(
       extent, addresses(params.stage.sum) | address(params.stage.u.data) | address(params.z.data),
       is_narrow(params.stage.sum) && is_narrow(params.z));
-  const size_t shared = merges ? moments_shared(geometry) : 0;
+  const size_t shared = merges ? merging_shared(geometry) : 0;
   with_stage_variant(
       extent.rows, params.stage.sum.count, access, [&]<bool kRows, int kTerms, Access kAccess>() {
         SSP_LAUNCH((stage_norm_act_kernel<kRows, kTerms, kAccess>), dim3(geometry.blocks()),
