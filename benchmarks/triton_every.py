@@ -1,7 +1,7 @@
 """Every launch of the Triton kernels, compiled for each architecture: `python -m benchmarks.triton_every`.
 
 The tests compile a few that make every choice between them (`triton_resources.covering`). Two cores compile
-five or six a second. What is compiled is written to --out as it comes, and not compiled again by the next call while
+about five a second. What is compiled is written to --out as it comes, and not compiled again by the next call while
 the kernels and Triton are the same. A line for each kernel and architecture is printed and written to --summary.
 """
 
