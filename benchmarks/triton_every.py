@@ -2,7 +2,8 @@
 
 The tests compile a few that make every choice between them (`triton_resources.covering`). Two cores compile
 about five a second. What is compiled is written to --out as it comes, and not compiled again by the next call while
-the kernels and Triton are the same. A line for each kernel and architecture is printed and written to --summary.
+the kernel, its options, the bounds and Triton are the same. A line for each kernel and architecture is printed and
+written to --summary.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-
-import ssp_fused
 
 from . import hardware, triton_bounds, triton_resources
 from .triton_resources import ARCHS, Launch
@@ -89,11 +88,13 @@ def every(out: Path, archs: Sequence[int], jobs: int) -> list[dict]:
         for arch in archs
         for index, launch in enumerate(_launches)
     }
-    now = sources()
+    now = {(launch.name, launch.variant): sources(launch) for launch in _launches}
     old = []
     if out.exists():
         with out.open(newline="") as file:
-            old = [row for row in csv.DictReader(file) if row["sources"] == now]
+            for row in csv.DictReader(file):
+                if row["sources"] == now.get((row["kernel"], row["variant"])):
+                    old.append(row)
     write(out, COLUMNS, old)
     rows = [row for row in old if wanted.pop(_key(row), None)]
     print(f"{len(rows)} kernels are compiled already, {len(wanted)} are to be", flush=True)
@@ -101,7 +102,8 @@ def every(out: Path, archs: Sequence[int], jobs: int) -> list[dict]:
     with pool, out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         for done in as_completed(pool.submit(_compiled, *task) for task in wanted.values()):
-            rows.append(done.result() | {"sources": now})
+            row = done.result()
+            rows.append(row | {"sources": now[row["kernel"], row["variant"]]})
             writer.writerow(rows[-1])
             file.flush()
     return rows
@@ -143,12 +145,17 @@ def summary(rows: Sequence[dict]) -> Iterator[dict]:
         }
 
 
-def sources() -> str:
-    """A digest of what the kernels are compiled from: their package, and the version of Triton."""
-    digest = hashlib.sha256(metadata.version("triton").encode())
-    for path in sorted((Path(ssp_fused.__file__).parent / "_triton").glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+def sources(launch: Launch) -> str:
+    """A digest of what a row follows from, beside the arguments: kernel, options, bounds, the version of Triton."""
+    from ssp_fused._triton import operands
+
+    parts = (
+        launch.kernel.cache_key,  # of its text and of all that it calls
+        sorted(operands.compile_options(launch.warps, launch.registers).items()),
+        Path(triton_bounds.__file__).read_text(),
+        metadata.version("triton"),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:

@@ -1,6 +1,7 @@
 """`python -m benchmarks.triton_every`: what is compiled, what is not compiled again, and what it says."""
 
 import csv
+import dataclasses
 
 import pytest
 
@@ -61,9 +62,20 @@ def test_each_launch_is_compiled_once(few, tmp_path, capsys, monkeypatch):
     assert call(tmp_path)[0] == 0
     assert "2 kernels are compiled already, 2 are to be" in capsys.readouterr().out
     # Other kernels than those that were compiled: all are.
-    monkeypatch.setattr(triton_every, "sources", lambda: "others")
+    monkeypatch.setattr(triton_every, "sources", lambda launch: "others")
     _, again, _ = call(tmp_path)
     assert len(again) == 4 and {row["sources"] for row in again} == {"others"}
+
+
+def test_kernels_options_and_versions_are_told_apart(few, monkeypatch):
+    combine, update = few[0], few[2]
+    digests = {triton_every.sources(launch) for launch in few}
+    assert len(digests) == 2  # two launches of a kernel differ in their arguments alone
+    assert triton_every.sources(dataclasses.replace(combine, warps=16)) not in digests
+    assert triton_every.sources(dataclasses.replace(combine, registers=64)) not in digests
+    assert triton_every.sources(dataclasses.replace(combine, kernel=update.kernel)) not in digests
+    monkeypatch.setattr(triton_every.metadata, "version", lambda name: "0.0")
+    assert triton_every.sources(combine) not in digests
 
 
 def test_a_kernel_out_of_bounds_is_an_error(few, tmp_path, monkeypatch, capsys):

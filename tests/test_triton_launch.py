@@ -131,6 +131,11 @@ def test_groups_that_stay_on_chip_fit_there(shape, rows, itemsize):
         assert chosen.places >= math.prod(shape[2:])
         assert math.prod(sizes[:3]) <= 16384
         assert chosen.programs == shape[0] * math.ceil(groups / chosen.groups)
+        gaps = matrix.rows and chosen.slots != c // groups
+        narrow = gaps or chosen.unit == 1  # an address for each element: few of them a thread
+        assert (
+            math.prod(sizes[:3]) <= 32 * chosen.warps * (8 if narrow else 16) or chosen.warps == 16
+        )
 
 
 def test_a_group_past_the_capacity_is_not_kept_on_chip():

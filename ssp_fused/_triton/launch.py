@@ -263,7 +263,9 @@ def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Gro
     narrow = unit(matrix.length, itemsize) == 1
     if elements > (min(capacity, 4096) if narrow else capacity):
         return None
-    warps = min(max(power_of_two(elements // (WARP * (8 if narrow else 16))), 2), 16)
+    gaps = matrix.rows and slots != per_group  # between groups, which no access spans
+    per_thread = 8 if narrow or gaps else 16
+    warps = min(max(power_of_two(elements // (WARP * per_thread)), 2), 16)
     programs = matrix.samples * cdiv(num_groups, together)
     return Groups(together, slots, places, unit(matrix.length, itemsize), warps, programs)
 
