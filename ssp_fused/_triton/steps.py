@@ -56,7 +56,9 @@ def l2_step(
     samples = result.shape[0]
     length = result.numel() // samples
     unit = table.unit(length, operands.narrowest(x_adv, grad, x))
-    sizes = {"units": length // unit, "UNIT": unit, "LENGTH": _L2_LENGTH}
+    # Accesses of single elements take a pair of registers each for their addresses.
+    tile = _L2_LENGTH if unit > 1 else _L2_LENGTH // 2
+    sizes = {"units": length // unit, "UNIT": unit, "LENGTH": tile}
     operands.launch(l2_kernel, result, samples, {**arguments, **sizes}, 8)
     return result
 
