@@ -56,13 +56,13 @@ def test_loads_go_out_together(arch):
 
 
 def test_rounds_of_loads_are_counted():
-    load = "--:-:{}:-:1	@P0 LDG.E.128 R4, desc[UR4][R2.64];"
-    other = "{}:-:-:-:4	FADD R4, R4, R5;"
+    load = "--:-:{}:-:1\t@P0 LDG.E.128 R4, desc[UR4][R2.64];"
+    other = "{}:-:-:-:4\tFADD R4, R4, R5;"
     first, second, wait, no_wait = (
         load.format(0),
         load.format(3),
         other.format("08"),
-        "--:-:1:-:1	LDC R1, c[0x0][0x28];",
+        "--:-:1:-:1\tLDC R1, c[0x0][0x28];",
     )
     for lines, rounds in (
         ([no_wait, wait], 0),
