@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from accuracy import LARGE_SHAPE, SHAPES, cases
 
 from ssp_fused._triton import launch
@@ -64,6 +65,15 @@ def test_pointwise_tiles_cover_the_matrix(shape, rows, operands, itemsize):
             assert 16 * 32 * chosen.registers <= 65536
         else:
             assert chosen.registers == launch.registers(chosen.tile.warps)
+
+
+def test_no_choice_is_made_twice():
+    choices = [
+        launch.sweep(launch.sweep_matrix(torch.Size([2, 16, 8, 8]), True), 2, 2, 4, H200)
+        for _ in range(2)
+    ]
+    assert choices[0] is choices[1]
+    assert launch.sweep(launch.sweep_matrix((2, 16, 8, 8), True), 2, 2, 4, SMALL) != choices[0]
 
 
 def test_lines_without_channels_stay_short_of_what_kernels_count():

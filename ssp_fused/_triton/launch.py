@@ -7,8 +7,8 @@ nothing here depends on data or on time.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 WARP = 32
@@ -20,6 +20,9 @@ _LINE = 8  # no tile is shorter: a byte of the mask
 _LONGEST = 1 << 31  # lines are shorter: kernels count their elements in 32 bits
 _CACHE_LINE = 128  # bytes
 _BYTES_OF_OPERAND = 32  # that a thread reads at once: two vectors
+
+# Eager steps on small tensors take the host's time: no choice is made twice.
+_remembered = functools.lru_cache(maxsize=1024)
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,9 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@_remembered
 def pointwise_matrix(
-    shape: Sequence[int], rows: bool, *, per_sample: bool = False, bits: bool = False
+    shape: tuple[int, ...], rows: bool, *, per_sample: bool = False, bits: bool = False
 ) -> Matrix:
     """The matrix of an op that treats elements by their channel (and sample) alone.
 
@@ -150,13 +154,15 @@ def pointwise_matrix(
     return Matrix(1, n * c, s, c, False)
 
 
-def flat_matrix(shape: Sequence[int]) -> Matrix:
+@_remembered
+def flat_matrix(shape: tuple[int, ...]) -> Matrix:
     """The matrix of an op that knows no channels: one line, or one a sample where that would be too long."""
     lines = 1 if math.prod(shape) < _LONGEST else shape[0]
     return Matrix(1, lines, math.prod(shape) // lines, 1, False)
 
 
-def sweep_matrix(shape: Sequence[int], rows: bool, *, per_sample: bool = False) -> Matrix:
+@_remembered
+def sweep_matrix(shape: tuple[int, ...], rows: bool, *, per_sample: bool = False) -> Matrix:
     """The matrix of a sum over all but the channels, or (``per_sample``) over the positions alone."""
     n, c, s = shape[0], shape[1], math.prod(shape[2:])
     samples = n if per_sample else 1
@@ -189,6 +195,7 @@ def _columns(channels: int) -> int:
     return next(w for w, p in zip(widths, padded, strict=True) if p <= 1.125 * min(padded))
 
 
+@_remembered
 def pointwise(
     matrix: Matrix, operands: int, itemsize: int, widest: int, device: Device
 ) -> Pointwise:
@@ -216,6 +223,7 @@ def pointwise(
         per_thread //= 2
 
 
+@_remembered
 def sweep(matrix: Matrix, operands: int, itemsize: int, widest: int, device: Device) -> Sweep:
     """The launch of a sum over all but the channels, in the terms of ``pointwise``."""
     warps = 4 if matrix.rows or operands == 1 or widest > 2 else 8
@@ -238,6 +246,7 @@ def sweep(matrix: Matrix, operands: int, itemsize: int, widest: int, device: Dev
     return Sweep(chosen, splits, slots, splits * tiles)
 
 
+@_remembered
 def merge(tables: int, parts: int, channels: int, device: Device) -> Merge:
     """The launch that adds up so many shares of each channel, in each of the tables."""
     width = min(max(power_of_two(tables * channels // device.multiprocessors), 4), 64)
@@ -246,6 +255,7 @@ def merge(tables: int, parts: int, channels: int, device: Device) -> Merge:
     return Merge(height, width, max(warps, 1), tables * cdiv(channels, width))
 
 
+@_remembered
 def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Groups | None:
     """The launch that keeps whole groups on chip, at most ``capacity`` elements; None where one is too large.
 
@@ -270,6 +280,7 @@ def groups(matrix: Matrix, num_groups: int, itemsize: int, capacity: int) -> Gro
     return Groups(together, slots, places, unit(matrix.length, itemsize), warps, programs)
 
 
+@_remembered
 def group_table(num_groups: int, per_group: int, samples: int) -> Groups:
     """The launch over a table ``[N, C]`` by groups."""
     slots = power_of_two(per_group)

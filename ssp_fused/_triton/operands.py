@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -294,8 +295,9 @@ def stage(
         raise ValueError(f"{op}: terms must hold 1 to {MAX_TERMS} tensors, but holds {len(terms)}")
     checks = Checks(op, terms[0].device)
     for term in terms:
-        for other in terms:
-            checks.like("terms", term, other, "terms")
+        checks.shape("terms", term, terms[0], "terms")
+    for dtype, other in itertools.combinations(dict.fromkeys(term.dtype for term in terms), 2):
+        checks.mixture("terms", dtype, "terms", other)
     checks.numbers("coefficients", coefficients, coefficient_tensor, len(terms))
     rows = common_rows(terms)
     return Stage(
