@@ -88,7 +88,8 @@ def every(out: Path, archs: Sequence[int], jobs: int) -> list[dict]:
         for arch in archs
         for index, launch in enumerate(_launches)
     }
-    now = {(launch.name, launch.variant): sources(launch) for launch in _launches}
+    judged_by = (Path(triton_bounds.__file__).read_text(), metadata.version("triton"))
+    now = {(launch.name, launch.variant): sources(launch, judged_by) for launch in _launches}
     old = []
     if out.exists():
         with out.open(newline="") as file:
@@ -145,16 +146,13 @@ def summary(rows: Sequence[dict]) -> Iterator[dict]:
         }
 
 
-def sources(launch: Launch) -> str:
-    """A digest of what a row follows from, beside the arguments: kernel, options, bounds, the version of Triton."""
+def sources(launch: Launch, judged_by: tuple[str, str]) -> str:
+    """A digest of what a row follows from, beside the arguments: kernel, options, bounds and the version of Triton."""
     from ssp_fused._triton import operands
 
-    parts = (
-        launch.kernel.cache_key,  # of its text and of all that it calls
-        sorted(operands.compile_options(launch.warps, launch.registers).items()),
-        Path(triton_bounds.__file__).read_text(),
-        metadata.version("triton"),
-    )
+    options = sorted(operands.compile_options(launch.warps, launch.registers).items())
+    # The key is of the kernel's text and of all that it calls.
+    parts = (launch.kernel.cache_key, options, *judged_by)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

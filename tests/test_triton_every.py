@@ -62,20 +62,24 @@ def test_each_launch_is_compiled_once(few, tmp_path, capsys, monkeypatch):
     assert call(tmp_path)[0] == 0
     assert "2 kernels are compiled already, 2 are to be" in capsys.readouterr().out
     # Other kernels than those that were compiled: all are.
-    monkeypatch.setattr(triton_every, "sources", lambda launch: "others")
+    monkeypatch.setattr(triton_every, "sources", lambda *_: "others")
     _, again, _ = call(tmp_path)
     assert len(again) == 4 and {row["sources"] for row in again} == {"others"}
 
 
-def test_kernels_options_and_versions_are_told_apart(few, monkeypatch):
+def test_kernels_options_bounds_and_versions_are_told_apart(few):
     combine, update = few[0], few[2]
-    digests = {triton_every.sources(launch) for launch in few}
+    now = ("bounds", "3.7.1")
+    digests = {triton_every.sources(launch, now) for launch in few}
     assert len(digests) == 2  # two launches of a kernel differ in their arguments alone
-    assert triton_every.sources(dataclasses.replace(combine, warps=16)) not in digests
-    assert triton_every.sources(dataclasses.replace(combine, registers=64)) not in digests
-    assert triton_every.sources(dataclasses.replace(combine, kernel=update.kernel)) not in digests
-    monkeypatch.setattr(triton_every.metadata, "version", lambda name: "0.0")
-    assert triton_every.sources(combine) not in digests
+    others = [
+        (dataclasses.replace(combine, warps=16), now),
+        (dataclasses.replace(combine, registers=64), now),
+        (dataclasses.replace(combine, kernel=update.kernel), now),
+        (combine, ("other bounds", "3.7.1")),
+        (combine, ("bounds", "3.7.2")),
+    ]
+    assert not digests & {triton_every.sources(*other) for other in others}
 
 
 def test_a_kernel_out_of_bounds_is_an_error(few, tmp_path, monkeypatch, capsys):
